@@ -1,0 +1,99 @@
+"""Recipes: typed, strict, three layers deep. Defaults <- YAML file <- dotted overrides (`optimizer.lr=1e-3`).
+
+An unknown key is an error that names the nearest known one; the resolved recipe is written into what it makes.
+"""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rebus.errors import ConfigError, nearest
+from rebus.fingerprint import write_atomically
+
+
+class Config(BaseModel):
+    """Base of every recipe section: frozen, and no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+Recipe = TypeVar("Recipe", bound=Config)
+
+
+def load_recipe(model: type[Recipe], path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Reads a YAML recipe, lays `a.b=value` overrides over it and checks every key and value.
+
+    Raises: ConfigError with the file, the key and what would be accepted.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no recipe at {path}. Recipes that come with Rebus are under recipes/.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, not a {type(tree).__name__}.")
+    for override in overrides or []:
+        apply_override(tree, override)
+    return check_recipe(model, tree, str(path))
+
+
+def check_recipe(model: type[Recipe], tree: dict[str, Any], origin: str) -> Recipe:
+    """Builds the typed recipe from plain values; `origin` names them in errors."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        rows = [_explain(model, row) for row in error.errors()]
+        raise ConfigError("\n".join([f"{origin} cannot be used:", *rows])) from error
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Sets `a.b.c=value` in a nested mapping; the value is read as YAML, so `1e-3`, `true` and `[1, 2]` work."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override '{override}' is not of the form key=value, such as optimizer.lr=1e-3.")
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override '{override}': '{parent}' is a value in the recipe, not a section.")
+    node[leaf] = _scalar(text)
+
+
+def _scalar(text: str) -> Any:
+    """YAML 1.1 reads 1e-3 as a string; people mean a number."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(model: type[BaseModel], row: Any) -> str:
+    location = [str(step) for step in row["loc"]]
+    dotted = ".".join(location)
+    if row["type"] == "extra_forbidden":
+        return f"  unknown key '{dotted}'{nearest(location[-1], _known_keys(model, row['loc'][:-1]))}"
+    if row["type"] == "missing":
+        return f"  missing key '{dotted}'"
+    return f"  '{dotted}' = {row.get('input')!r}: {row['msg']}"
+
+
+def _known_keys(model: Any, location: tuple[Any, ...]) -> list[str]:
+    """Field names of the section at `location`; all names in the recipe where unions hide which one was meant."""
+    for step in location:
+        inner = getattr(model, "model_fields", {}).get(step)
+        model = getattr(inner, "annotation", None) if inner is not None else model
+        arguments = [a for a in getattr(model, "__args__", ()) if hasattr(a, "model_fields")]
+        model = arguments[0] if arguments else model
+    return list(getattr(model, "model_fields", {}))
+
+
+def dump_recipe(recipe: Config, path: Path) -> None:
+    """Writes the resolved recipe as YAML: the file alone repeats the run."""
+    write_atomically(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))

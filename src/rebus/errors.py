@@ -1,0 +1,30 @@
+"""What goes wrong, in words a person can act on. Every message says what, where, and what to do next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RebusError(Exception):
+    """Base of every error that Rebus raises for a user; the command line prints it without a traceback."""
+
+
+class ConfigError(RebusError):
+    """A recipe or an override is not what the verb expects."""
+
+
+class DataError(RebusError):
+    """Input data is missing, empty, or damaged beyond the share that a recipe allows."""
+
+
+class StrangerError(RebusError):
+    """An artifact was made by something else than the reader expects; the message lists what differs."""
+
+
+class SlotMismatchError(RebusError):
+    """Image slots in the token ids and image features disagree in number."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Returns `` (did you mean 'x'?)`` for the candidate most like `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""

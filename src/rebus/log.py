@@ -1,0 +1,58 @@
+"""What a person sees: one console, progress bars on long work, a closing table. Everything goes to standard error
+except results, so that output can be piped."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+Item = TypeVar("Item")
+
+console = Console(stderr=True, soft_wrap=False)
+output = Console()
+
+
+def say(message: str) -> None:
+    """One line for the person who waits."""
+    console.print(message, highlight=False)
+
+
+def progress_bar() -> Progress:
+    """A progress bar with counts and both clocks; silent where nobody watches (no terminal)."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal or "REBUS_QUIET" in os.environ,
+    )
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Yields the items under a progress bar."""
+    with progress_bar() as bar:
+        task = bar.add_task(description, total=total if total is not None else _length(items), note="")
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+def _length(items: Iterable[Item]) -> int | None:
+    return len(items) if isinstance(items, Sequence) else None
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """The closing table of a stage: first column left, the others right."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:,}" for value in row))
+    output.print(table)

@@ -1,0 +1,36 @@
+"""Where this process stands among its peers. One process is a mesh of one; `torchrun` makes larger ones."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This process's rank among `world` processes that train together."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def join_mesh() -> Mesh:
+    """Joins the process group that torchrun's environment describes (gloo on CPU, NCCL on CUDA); alone without it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Mesh()
+    import torch
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Mesh(torch.distributed.get_rank(), world)
+
+
+def leave_mesh(mesh: Mesh) -> None:
+    """Leaves the process group, if there was one."""
+    if mesh.world > 1:
+        import torch
+
+        torch.distributed.destroy_process_group()

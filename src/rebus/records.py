@@ -1,0 +1,101 @@
+"""What flows between stages: a Sample made of parts. Captions, interleaved pages and conversations are all Samples."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["", "system", "user", "assistant"]
+"""Who speaks. An empty role is a document (a caption, a page): all of its text is trained on."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run of text. Trained on if it is a document's (role "") or the assistant's."""
+
+    text: str
+    role: Role = ""
+
+    @property
+    def trainable(self) -> bool:
+        return self.role in ("", "assistant")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An encoded image (JPEG, PNG, WebP bytes, never decoded here) and its size in pixels, read from its header.
+
+    `data` is None where only the size matters, as in planning.
+    """
+
+    width: int
+    height: int
+    data: bytes | None = None
+    role: Role = ""
+
+
+Part = Text | Image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training or evaluation example.
+
+    key: its name inside its shard. uid: 128 bits as 32 hex digits (DataComp's form). source: the shard it came from.
+    """
+
+    key: str
+    uid: str
+    source: str
+    parts: tuple[Part, ...]
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Image))
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A sample that cannot be used, and where to look: one line of a quarantine file.
+
+    offset: byte position of the sample's first member inside the shard; -1 where the shard itself is unreadable.
+    """
+
+    shard: str
+    key: str
+    offset: int
+    reason: str
+    detail: str = ""
+
+
+def content_uid(*contents: bytes) -> str:
+    """A 128-bit uid (32 hex digits) from what a sample holds, for sources that bring none."""
+    digest = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def decode_image(data: bytes):  # -> PIL.Image.Image; PIL stays unimported until someone looks at a picture
+    """Decodes image bytes to RGB; transparency is laid on white, the first frame of an animation stands for it.
+
+    Raises: ValueError with the reason where the bytes are no complete picture or a decompression bomb.
+    """
+    import io
+    import warnings
+
+    import PIL.Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+            picture = PIL.Image.open(io.BytesIO(data))
+            picture.load()
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable picture: {error}") from error
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        canvas = PIL.Image.new("RGBA", picture.size, "white")
+        canvas.alpha_composite(picture)
+        picture = canvas
+    return picture.convert("RGB")

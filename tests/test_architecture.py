@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "rebus"
 
 ABOVE = {"cli", "__main__", "report", "trace", "show", "doctor"}
-BELOW = {"__init__", "config", "records", "errors", "fingerprint", "log", "mesh", "engine", "towers"}
+BELOW = {"__init__", "clock", "config", "engine", "errors", "fingerprint", "log", "mesh", "pictures", "records"}
+BELOW |= {"towers"}  # frozen encoders: scoring and the model both look through them
 STAGES = {
     "shards": set(),
     "scores": {"shards"},

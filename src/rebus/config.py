@@ -81,7 +81,8 @@ def _explain(model: type[BaseModel], row: Any) -> str:
         return f"  unknown key '{dotted}'{nearest(location[-1], _known_keys(model, row['loc'][:-1]))}"
     if row["type"] == "missing":
         return f"  missing key '{dotted}'"
-    return f"  '{dotted}' = {row.get('input')!r}: {row['msg']}"
+    message = row["msg"].removeprefix("Value error, ")
+    return f"  '{dotted}' = {row.get('input')!r}: {message}" if dotted else f"  {message}"
 
 
 def _known_keys(model: Any, location: tuple[Any, ...]) -> list[str]:

@@ -124,7 +124,7 @@ def prepare_out(out: Path, manifest: Manifest) -> None:
     """Makes `out` ready for the build that `manifest` describes.
 
     What an interrupted build of the same thing left is kept, so the build goes on; anything else that Rebus made
-    there is removed. A folder that Rebus did not make is refused.
+    there is removed. A folder that Rebus did not make, or that holds an artifact of another kind, is refused.
     """
     marker = out / BUILDING
     if marker.is_file() and marker.read_text().strip() == manifest.fingerprint:
@@ -133,9 +133,22 @@ def prepare_out(out: Path, manifest: Manifest) -> None:
     if out.is_dir() and any(out.iterdir()):
         if not marker.is_file() and not (out / MANIFEST).is_file():
             raise DataError(f"{out} holds files that Rebus did not make. Choose another `out`, or empty that folder.")
+        _refuse_precious(out, manifest.kind)
         discard(out)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, manifest.fingerprint)
+
+
+def _refuse_precious(out: Path, kind: str) -> None:
+    """A mistyped `out` must not cost an artifact of another stage, nor tars that Rebus only indexed where they lay."""
+    if not (out / MANIFEST).is_file():
+        return
+    try:
+        found = json.loads((out / MANIFEST).read_text())
+    except ValueError:
+        return
+    if found.get("kind") != kind or found.get("facts", {}).get("in_place"):
+        raise DataError(f"{out} holds {found.get('kind')} that this stage did not make. Choose another `out`.")
 
 
 def discard(folder: Path) -> None:

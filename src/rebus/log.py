@@ -50,7 +50,8 @@ def _length(items: Iterable[Item]) -> int | None:
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """The closing table of a stage: first column left, the others right."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
+    output.print(f"\n{title}", style="bold", markup=False, highlight=False)  # a table's own title wraps at its width
+    table = Table(header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:

@@ -34,3 +34,11 @@ def leave_mesh(mesh: Mesh) -> None:
         import torch
 
         torch.distributed.destroy_process_group()
+
+
+def wait_for_all(mesh: Mesh) -> None:
+    """Returns once every process of the mesh has come here."""
+    if mesh.world > 1:
+        import torch
+
+        torch.distributed.barrier()

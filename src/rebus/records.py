@@ -74,28 +74,3 @@ def content_uid(*contents: bytes) -> str:
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     return digest.hexdigest()
-
-
-def decode_image(data: bytes):  # -> PIL.Image.Image; PIL stays unimported until someone looks at a picture
-    """Decodes image bytes to RGB; transparency is laid on white, the first frame of an animation stands for it.
-
-    Raises: ValueError with the reason where the bytes are no complete picture or a decompression bomb.
-    """
-    import io
-    import warnings
-
-    import PIL.Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            picture = PIL.Image.open(io.BytesIO(data))
-            picture.load()
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable picture: {error}") from error
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        canvas = PIL.Image.new("RGBA", picture.size, "white")
-        canvas.alpha_composite(picture)
-        picture = canvas
-    return picture.convert("RGB")

@@ -1,0 +1,1 @@
+"""Checkpoints: training states, servable model folders, and weights from elsewhere."""

@@ -1,0 +1,110 @@
+"""Writes checkpoints: the folder that evals and the server read, and the states that training resumes from.
+
+A checkpoint names the tower and the language model that it stands on by fingerprint and carries what was trained:
+the connector, adapters, or the whole language model where that was trained.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from rebus.fingerprint import (
+    MANIFEST,
+    Manifest,
+    discard,
+    file_fingerprint,
+    fingerprint,
+    read_manifest,
+    write_atomically,
+    write_manifest,
+)
+from rebus.model.families import VisionLanguageModel
+from rebus.towers import tower_fingerprint
+
+ADAPTER_PREFIX = "base_model.model."
+"""Stands before every name in peft's adapter files."""
+
+
+def save_model(
+    model: VisionLanguageModel, tokens: dict[str, Any], folder: Path, inputs: dict[str, str] | None = None
+) -> None:
+    """Writes model.json, connector.safetensors, adapter/ or language/, and the manifest last.
+
+    tokens: the TokensConfig as JSON values. inputs: name -> fingerprint of what the training read. Other files in
+    `folder` stay; while there is no manifest, no reader takes it for a checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    adapter, language = folder / "adapter", folder / "language"
+    is_adapted = model.config.lora is not None
+    is_tuned = not is_adapted and any(parameter.requires_grad for parameter in model.language.parameters())
+    write_tensors(folder / "connector.safetensors", model.connector.state_dict())
+    discard(adapter)
+    if is_adapted:
+        _save_adapter(model, adapter)
+    if is_tuned or (language.is_dir() and language != model.config.language):
+        discard(language)
+    if is_tuned:
+        _save_language(model, language)
+    base = {
+        "language": language_fingerprint(language if is_tuned else model.config.language),
+        "tower": tower_fingerprint(model.config.tower),
+    }
+    body = {"model": model.config.model_dump(mode="json"), "tokens": tokens, "base": base}
+    write_atomically(folder / "model.json", json.dumps(body, indent=2) + "\n")
+    written = [folder / "connector.safetensors", *sorted(adapter.glob("*"))]
+    weights = {str(path.relative_to(folder)): file_fingerprint(path) for path in written}
+    write_manifest(folder, Manifest("checkpoint", {**body, "weights": weights}, inputs or {}))
+
+
+def language_fingerprint(folder: Path) -> str:
+    """Of a hub folder's config and weights; an imported folder's manifest saves hashing them."""
+    if (folder / MANIFEST).is_file():
+        return read_manifest(folder, "weights").fingerprint
+    names = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return fingerprint({path.name: file_fingerprint(path) for path in names})
+
+
+def _save_adapter(model: VisionLanguageModel, folder: Path) -> None:
+    """peft's layout: PeftModel.from_pretrained(base, folder) reads it without Rebus."""
+    import peft
+
+    folder.mkdir()
+    tensors = peft.get_peft_model_state_dict(model.language)
+    write_tensors(folder / "adapter_model.safetensors", {ADAPTER_PREFIX + name: t for name, t in tensors.items()})
+    settings = model.language.peft_config["default"].to_dict()
+    settings["base_model_name_or_path"] = str(model.config.language)
+    text = json.dumps(settings, indent=2, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    write_atomically(folder / "adapter_config.json", text + "\n")
+
+
+def _save_language(model: VisionLanguageModel, folder: Path) -> None:
+    """A hub folder: what was trained, and the tokenizer beside it as it was."""
+    model.language.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        if (model.config.language / name).is_file():
+            shutil.copy(model.config.language / name, folder / name)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes a .safetensors file whole or not at all; tensors that share memory are written each in full."""
+    seen: set[int] = set()
+    plain = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        plain[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        safetensors.torch.save_file(plain, temporary, metadata={"format": "pt"})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # safetensors makes files that only their owner may read
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

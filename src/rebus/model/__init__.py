@@ -1,0 +1,1 @@
+"""The model: vision tower, connector and language model over padding-free packs."""

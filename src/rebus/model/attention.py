@@ -1,0 +1,196 @@
+"""Attention that never crosses a document, over padding-free packs; registered with transformers, no model patched.
+
+`rebus_packed`: on the CPU, documents are laid into right-padded batches of similar length and each batch is one
+causal SDPA: under causality no real token sees the padding behind it, so there is no mask and nothing is O(T^2).
+On CUDA in half precision, torch's variable-length flash attention runs on the pack as it is.
+`rebus_reference`: one dense mask over the pack; slow, obviously right, for tests.
+
+The indices are computed once a batch (`Documents`) and travel through the language model's forward as a keyword.
+Without `documents` both are plain causal attention behind a cache, which is what decoding needs.
+"""
+
+import inspect
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from rebus.model.positions import document_indices
+
+PACKED = "rebus_packed"
+REFERENCE = "rebus_reference"
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Where the documents of a pack of T tokens lie.
+
+    bounds: int32 [D + 1]. max_length: tokens of the longest. slots: int64 [S], the token that each slot of the padded
+    batches holds, -1 for padding. home: int64 [T], each token's slot. batches: (documents, length) of each padded
+    batch; the batches stand one after another in the S slots.
+    """
+
+    bounds: torch.Tensor
+    max_length: int
+    slots: torch.Tensor
+    home: torch.Tensor
+    batches: tuple[tuple[int, int], ...]
+
+
+def documents_of(bounds: torch.Tensor) -> Documents:
+    """Computes the layout of a pack from bounds int [D + 1]; empty documents are left out."""
+    edges = bounds.tolist()
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for start, end in itertools.pairwise(edges):
+        if end > start:
+            groups.setdefault(_bucket(end - start), []).append((start, end))
+    slots, batches = [], []
+    for _, spans in sorted(groups.items()):
+        starts, ends = torch.tensor(spans).T
+        length = int((ends - starts).max())
+        tokens = starts[:, None] + torch.arange(length)  # [documents, length]
+        slots.append(tokens.masked_fill(tokens >= ends[:, None], -1).flatten())
+        batches.append((len(spans), length))
+    flat = torch.cat(slots)
+    real = (flat >= 0).nonzero().squeeze(1)
+    home = torch.empty(len(real), dtype=torch.long)
+    home[flat[real]] = real
+    device = bounds.device
+    longest = max(length for _, length in batches)
+    return Documents(bounds.int(), longest, flat.to(device), home.to(device), tuple(batches))
+
+
+def _bucket(length: int) -> int:
+    """Rounds up to 16, 24, 32, 48, 64, 96, ...: at most a third of a padded batch is padding beyond 16 tokens."""
+    size = 16
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+class _Pad(torch.autograd.Function):
+    """Tokens [T, ...] -> slots [S, ...]. Padding slots hold token 0's value: finite, and seen by no real token."""
+
+    @staticmethod
+    def forward(context: Any, tokens: torch.Tensor, slots: torch.Tensor, home: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(home)
+        return tokens.index_select(0, slots.clamp_min(0))
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (home,) = context.saved_tensors
+        return gradients[0].index_select(0, home), None, None  # a token has one home, so nothing is summed
+
+
+class _Unpad(torch.autograd.Function):
+    """Slots [S, ...] -> tokens [T, ...]; padding slots get gradient zero."""
+
+    @staticmethod
+    def forward(context: Any, padded: torch.Tensor, slots: torch.Tensor, home: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(slots)
+        return padded.index_select(0, home)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (slots,) = context.saved_tensors
+        gradient = gradients[0].index_select(0, slots.clamp_min(0))
+        padding = (slots < 0).view(-1, *[1] * (gradient.ndim - 1))
+        return gradient.masked_fill_(padding, 0), None, None
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # [1, heads, T, d]
+    key: torch.Tensor,  # [1, kv_heads, T, d]
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    documents: Documents | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside each document; transformers' attention signature; returns [1, T, heads, d], None."""
+    if documents is None:
+        return _behind_cache(query, key, value, scaling), None
+    if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
+        return _varlen(query, key, value, documents, scaling), None
+    tokens = torch.cat([query, key, value], 1)[0].transpose(0, 1)  # [T, heads + 2 kv_heads, d]
+    slots = _Pad.apply(tokens, documents.slots, documents.home)
+    heads, kv_heads = query.shape[1], key.shape[1]
+    outputs, start = [], 0
+    for num_documents, length in documents.batches:
+        batch = slots[start : start + num_documents * length].unflatten(0, (num_documents, length)).transpose(1, 2)
+        queries, keys, values = batch.split([heads, kv_heads, kv_heads], dim=1)  # each [documents, heads, length, d]
+        output = scaled_dot_product_attention(
+            queries, keys, values, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=heads != kv_heads
+        )
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+        start += num_documents * length
+    return _Unpad.apply(torch.cat(outputs), documents.slots, documents.home).unsqueeze(0), None
+
+
+def reference_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    documents: Documents | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """As packed_attention, by one dense [T, T] mask."""
+    if documents is None:
+        return _behind_cache(query, key, value, scaling), None
+    owner = document_indices(documents.bounds)
+    mask = (owner[:, None] == owner[None, :]).tril()
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    output = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    return output.transpose(1, 2), None
+
+
+def _behind_cache(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """The last queries [B, heads, q, d] of sequences [B, kv_heads, k, d]: query i sees keys up to k - q + i."""
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    mask = None
+    if num_queries not in (1, num_keys):
+        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
+    output = scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scaling, is_causal=1 < num_queries == num_keys, enable_gqa=True
+    )
+    return output.transpose(1, 2)
+
+
+def _varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scaling: float | None
+) -> torch.Tensor:
+    """torch's variable-length flash attention (2.10 and later; its causal switch was renamed on the way)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    queries, keys, values = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, d]
+    known = inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if "scale" in known:
+        causal["scale"] = scaling
+    bounds, longest = documents.bounds, documents.max_length
+    output: Any = varlen_attn(queries, keys, values, bounds, bounds, longest, longest, **causal)
+    return output.unsqueeze(0)
+
+
+def _no_mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> None:
+    if attention_mask is not None:
+        raise ValueError("Rebus's attention takes no padding mask: pass documents, or equal lengths.")
+
+
+def register() -> None:
+    """Makes both names known to transformers (`attn_implementation="rebus_packed"`). Safe to call again."""
+    for name, function in ((PACKED, packed_attention), (REFERENCE, reference_attention)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, _no_mask)

@@ -1,0 +1,1 @@
+"""Score tables -> which samples to keep, and which rule dropped each other one."""

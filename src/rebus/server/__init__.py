@@ -1,0 +1,1 @@
+"""Checkpoint -> answers, as they are made."""

@@ -1,0 +1,1 @@
+"""One module a format. A converting source has `read_records` (cheap, in order) and `build` (one record -> members)."""

@@ -1,0 +1,24 @@
+"""How samples become tokens. Light: no import of the tokenizer, numpy or torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from rebus.config import Config
+from rebus.pictures import ImageConfig
+
+TemplateName = Literal["plain", "chatml"]
+
+
+class TokensConfig(Config):
+    """tokenizer: a folder in the hub's layout (tokenizer.json). end_of_text: the special token that closes a document.
+
+    max_tokens: samples with more, image positions included, are refused, never cut: a cut could part an image.
+    """
+
+    tokenizer: Path
+    template: TemplateName = "plain"
+    image: ImageConfig = ImageConfig()
+    max_tokens: int = Field(default=2048, ge=2)
+    end_of_text: str = "<|endoftext|>"

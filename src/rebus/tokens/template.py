@@ -1,0 +1,108 @@
+"""The one template renderer: parts -> spans. Training, evaluation, chat and the server lay out samples here alone.
+
+Every span says by itself whether it is trained on, so the loss mask is built, never found again by re-tokenising.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from rebus.errors import DataError
+from rebus.records import Image, Part, Role, Sample, Text
+from rebus.tokens.config import TemplateName
+from rebus.tokens.tokenizer import TURN_END, TURN_START
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class TextSpan:
+    """Text to tokenise as written; special-looking text stays text."""
+
+    text: str
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class SpecialSpan:
+    """One special token, by name."""
+
+    token: str
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """The positions of one image; never trained on."""
+
+    image: Image
+
+
+Span = TextSpan | SpecialSpan | ImageSpan
+
+
+def render(sample: Sample, template: TemplateName, end_of_text: str = END_OF_TEXT) -> list[Span]:
+    """Lays out a whole sample. A document (no part has a role) is rendered as plain under every template."""
+    is_document = all(part.role == "" for part in sample.parts)
+    if template == "plain" or is_document:
+        return [*_merge(_content(sample.parts)), SpecialSpan(end_of_text, trainable=True)]
+    return _merge(span for role, parts in _turns(sample.parts) for span in _turn(role, parts))
+
+
+def render_prompt(parts: Sequence[Part], template: TemplateName) -> list[Span]:
+    """Lays out what precedes an answer. Under chatml it ends with the assistant's header; nothing closes it."""
+    if template == "plain" or all(part.role == "" for part in parts):
+        return _merge(_content(parts))
+    turns = [span for role, turn in _turns(parts) for span in _turn(role, turn)]
+    return _merge([*turns, *_header("assistant")])
+
+
+def user_turn(text: str, images: Sequence[Image] = ()) -> list[Part]:
+    """What a person says about pictures: each picture, a line break, then the words (LLaVA's `<image>\\n` layout)."""
+    shown = [part for image in images for part in (replace(image, role="user"), Text("\n", "user"))]
+    return [*shown, Text(text, "user")]
+
+
+def _content(parts: Iterable[Part]) -> Iterator[Span]:
+    for part in parts:
+        if isinstance(part, Image):
+            yield ImageSpan(part)
+        else:
+            yield TextSpan(part.text, part.trainable)
+
+
+def _turns(parts: Sequence[Part]) -> list[tuple[Role, list[Part]]]:
+    """Neighbouring parts of one role are one turn; an image without a role joins the turn that follows it."""
+    parts = list(parts)
+    for index in range(len(parts) - 1, -1, -1):
+        part = parts[index]
+        if part.role == "" and isinstance(part, Image) and index + 1 < len(parts):
+            parts[index] = Image(part.width, part.height, part.data, parts[index + 1].role)
+        elif part.role == "":
+            kind = "text" if isinstance(part, Text) else "image"
+            raise DataError(f"part {index} ({kind}) of a conversation has no role; every part needs who speaks.")
+    return [(role, list(turn)) for role, turn in groupby(parts, key=lambda part: part.role)]
+
+
+def _turn(role: Role, parts: Sequence[Part]) -> Iterator[Span]:
+    """The assistant's words and the token that ends them are trained on; the line break after it belongs to nobody."""
+    yield from _header(role)
+    yield from _content(parts)
+    yield SpecialSpan(TURN_END, trainable=role == "assistant")
+    yield TextSpan("\n", trainable=False)
+
+
+def _header(role: Role) -> list[Span]:
+    return [SpecialSpan(TURN_START, trainable=False), TextSpan(f"{role}\n", trainable=False)]
+
+
+def _merge(spans: Iterable[Span]) -> list[Span]:
+    """Joins neighbouring text of one kind, so that it is tokenised in one go: "user\\n" with what the user says."""
+    merged: list[Span] = []
+    for span in spans:
+        last = merged[-1] if merged else None
+        if isinstance(span, TextSpan) and isinstance(last, TextSpan) and span.trainable == last.trainable:
+            merged[-1] = TextSpan(last.text + span.text, last.trainable)
+        else:
+            merged.append(span)
+    return merged

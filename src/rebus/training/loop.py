@@ -1,0 +1,232 @@
+"""`rebus train`: functions called in order. Everything that a step needs follows from its number, so resuming is
+loading the last state and going on; there is no cursor to restore."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from rebus.batches.batch import Batch
+from rebus.batches.feed import Feed
+from rebus.batches.loader import iterate_batches
+from rebus.checkpoints.save import save_model
+from rebus.checkpoints.state import latest_state, prune_states, save_state
+from rebus.config import dump_recipe
+from rebus.fingerprint import Manifest, is_current, prepare_out, read_manifest, write_manifest
+from rebus.log import progress_bar, say, show_table
+from rebus.mesh import Mesh, join_mesh, leave_mesh, wait_for_all
+from rebus.model.families import VisionLanguageModel
+from rebus.records import Damage
+from rebus.training.config import TrainRecipe
+from rebus.training.metrics import StepRow, append_row, read_rows, rewind
+from rebus.training.optimizer import (
+    build_optimizer,
+    freeze_all_but,
+    optimizer_tensors,
+    restore_optimizer,
+    set_lr,
+)
+from rebus.training.schedule import lr_share
+from rebus.training.start import open_start
+from rebus.training.step import train_step
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same over a run's steps."""
+
+    recipe: TrainRecipe
+    feed: Feed
+    model: VisionLanguageModel
+    trainable: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.AdamW
+    num_steps: int
+    mesh: Mesh
+
+    @property
+    def states(self) -> Path:
+        return self.recipe.out / "states"
+
+    @property
+    def metrics(self) -> Path:
+        return self.recipe.out / "metrics.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.recipe.out / "quarantine.jsonl"
+
+
+def run(recipe: TrainRecipe) -> Path:
+    """Trains, or goes on training, until the recipe's last step; the checkpoint in `recipe.out` is then whole."""
+    manifest = describe(recipe)
+    if is_current(recipe.out, manifest):
+        say(f"{recipe.out} is up to date")
+        return recipe.out
+    mesh = join_mesh()
+    try:
+        if mesh.is_main:
+            prepare_out(recipe.out, manifest)
+            dump_recipe(recipe, recipe.out / "recipe.yaml")
+        wait_for_all(mesh)
+        this = open_run(recipe, mesh)
+        train(this)
+        if mesh.is_main:
+            finish(this, manifest)
+        wait_for_all(mesh)
+    finally:
+        leave_mesh(mesh)
+    return recipe.out
+
+
+def describe(recipe: TrainRecipe) -> Manifest:
+    """What this run makes, before it is made: everything that shapes the weights, nothing else."""
+    not_shaping = {"out", "plan", "init", "feature_cache", "save_every", "keep_states", "num_threads"}
+    inputs = {"plan": read_manifest(recipe.plan, "plan").fingerprint}
+    if recipe.init is not None:
+        inputs["init"] = read_manifest(recipe.init, "checkpoint").fingerprint
+    return Manifest("checkpoint", {"format": FORMAT, **recipe.model_dump(mode="json", exclude=not_shaping)}, inputs)
+
+
+def open_run(recipe: TrainRecipe, mesh: Mesh) -> Run:
+    """Plan, model and optimizer, ready for step 0."""
+    if recipe.num_threads is not None:
+        torch.set_num_threads(recipe.num_threads)
+    torch.manual_seed(recipe.seed)
+    feed, model = open_start(recipe)
+    trainable = freeze_all_but(model, set(recipe.trains))
+    optimizer = build_optimizer(trainable, recipe.trains, recipe.optimizer)
+    num_steps = recipe.steps or math.ceil((recipe.epochs or 0) * feed.num_packs / recipe.packs_per_step)
+    return Run(recipe, feed, model.to(recipe.device).train(), trainable, optimizer, num_steps, mesh)
+
+
+def train(this: Run) -> None:
+    """Steps from the last saved state to the end."""
+    first, tokens_total = resume(this)
+    steps = iterate_batches(
+        this.feed,
+        range(first, this.num_steps),
+        packs_per_step=this.recipe.packs_per_step,
+        seed=this.recipe.seed,
+        mesh=this.mesh,
+    )
+    with progress_bar() as bar:
+        task = bar.add_task("training", total=this.num_steps, completed=first, note="")
+        for step, batches, wait_seconds in _timed(steps):
+            row = _one_step(this, step, batches, tokens_total, wait_seconds)
+            tokens_total = row.tokens_total
+            done = step + 1
+            if this.mesh.is_main:
+                append_row(this.metrics, row)
+                _quarantine(this, batches)
+            if done % this.recipe.save_every == 0 or done == this.num_steps:
+                save(this, done, tokens_total)
+            bar.update(task, completed=done, note=f"loss {row.loss:.3f}  {row.tokens_per_second:,.0f} tokens/s")
+
+
+def _one_step(this: Run, step: int, batches: list[Batch], tokens_total: int, wait_seconds: float) -> StepRow:
+    recipe, started = this.recipe, time.monotonic()
+    torch.manual_seed(recipe.seed * 1_000_003 + step * this.mesh.world + this.mesh.rank)  # dropout, by arithmetic
+    share = lr_share(step, this.num_steps, recipe.schedule)
+    set_lr(this.optimizer, share)
+    result = train_step(
+        this.model,
+        [batch.to(recipe.device) for batch in batches],
+        this.optimizer,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        mesh=this.mesh,
+    )
+    return StepRow(
+        step=step,
+        epoch=(step + 1) * recipe.packs_per_step / this.feed.num_packs,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        lr=share * max(group["peak_lr"] for group in this.optimizer.param_groups),
+        num_tokens=result.num_tokens,
+        num_supervised=result.num_supervised,
+        tokens_total=tokens_total + result.num_tokens,
+        step_seconds=time.monotonic() - started,
+        wait_seconds=wait_seconds,
+    )
+
+
+def _timed(steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch], float]]:
+    """Adds to every step how long the loop waited for its data, in seconds."""
+    while True:
+        started = time.monotonic()
+        try:
+            step, batches = next(steps)
+        except StopIteration:
+            return
+        yield step, batches, time.monotonic() - started
+
+
+def save(this: Run, done: int, tokens_total: int) -> None:
+    """Writes the state after `done` steps, whole or not at all, and prunes old ones. Rank 0 holds all there is."""
+    if this.mesh.is_main:
+        save_state(
+            this.states,
+            step=done,
+            weights={name: parameter.detach() for name, parameter in this.trainable.items()},
+            optimizer=optimizer_tensors(this.optimizer, this.trainable),
+            meta={"tokens_total": tokens_total},
+        )
+        prune_states(this.states, keep=this.recipe.keep_states)
+    wait_for_all(this.mesh)
+
+
+def resume(this: Run) -> tuple[int, int]:
+    """Restores the last whole state, if there is one. Returns the next step and the tokens trained on before it."""
+    state = latest_state(this.states)
+    first = state.step if state is not None else 0
+    if this.mesh.is_main:
+        rewind(this.metrics, first)
+    if state is None:
+        return 0, 0
+    with torch.no_grad():
+        for name, parameter in this.trainable.items():
+            parameter.copy_(state.weights[name])
+    restore_optimizer(this.optimizer, this.trainable, state.optimizer)
+    say(f"going on from step {first:,} of {this.num_steps:,}")
+    return first, int(state.meta["tokens_total"])
+
+
+def _quarantine(this: Run, batches: list[Batch]) -> None:
+    """Lists documents that could not be loaded. An epoch or a resume meets them again: readers go by their key."""
+    damages: list[Damage] = [damage for batch in batches for damage in batch.damage]
+    if damages:
+        with open(this.quarantine, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(damage)) + "\n" for damage in damages)
+
+
+def finish(this: Run, manifest: Manifest) -> None:
+    """Writes the servable checkpoint, then its manifest, and prints what was trained."""
+    rows = read_rows(this.metrics)
+    facts = {"steps": this.num_steps, "tokens_trained": rows[-1].tokens_total, "final_loss": rows[-1].loss}
+    save_model(this.model, this.feed.plan.tokens.model_dump(mode="json"), this.recipe.out)
+    write_manifest(this.recipe.out, Manifest(manifest.kind, manifest.made_by, manifest.inputs, facts))
+    _close(this, rows)
+
+
+def _close(this: Run, rows: list[StepRow]) -> None:
+    tenth = max(len(rows) // 10, 1)
+    seconds = sum(row.step_seconds + row.wait_seconds for row in rows)
+    num_trainable = sum(parameter.numel() for parameter in this.trainable.values())
+    show_table(
+        f"trained {', '.join(this.recipe.trains)} for {this.num_steps:,} steps",
+        ["", "value"],
+        [
+            ("trainable parameters", num_trainable),
+            ("tokens", rows[-1].tokens_total),
+            ("epochs", f"{rows[-1].epoch:.2f}"),
+            ("loss, first tenth of steps", f"{sum(row.loss for row in rows[:tenth]) / tenth:.3f}"),
+            ("loss, last tenth of steps", f"{sum(row.loss for row in rows[-tenth:]) / tenth:.3f}"),
+            ("tokens/s", f"{rows[-1].tokens_total / seconds:,.0f}"),
+            ("share of time waiting for data", f"{sum(row.wait_seconds for row in rows) / seconds:.1%}"),
+        ],
+    )

@@ -1,0 +1,84 @@
+"""Parameter groups and AdamW: each part of the model learns at its own rate."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from rebus.errors import ConfigError
+from rebus.training.config import OptimizerConfig, Part, TrainsConfig
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to, from its structural name: lora, connector, language or tower."""
+    if ".lora_" in name:
+        return "lora"
+    return name.split(".", 1)[0]
+
+
+def freeze_all_but(model: nn.Module, parts: set[str]) -> dict[str, nn.Parameter]:
+    """Sets requires_grad by part and returns the trainable parameters by name, in the model's order.
+
+    Raises: ConfigError where a named part has no parameter.
+    """
+    trainable = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in parts)
+        if parameter.requires_grad:
+            trainable[name] = parameter
+    missing = parts - {part_of(name) for name in trainable}
+    if missing:
+        found = sorted({part_of(name) for name, _ in model.named_parameters()})
+        raise ConfigError(f"`trains` names {sorted(missing)}, but the model's parts are {found}.")
+    return trainable
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Weight decay is for matrices alone: norms, biases and single vectors have none."""
+    return parameter.ndim > 1 and not name.endswith(".bias")
+
+
+def build_optimizer(
+    trainable: dict[str, nn.Parameter], trains: Mapping[Part, TrainsConfig], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    """AdamW with one group for each (part, decayed or not); every group remembers its peak rate as `peak_lr`."""
+    return torch.optim.AdamW(list(_groups(trainable, trains)), betas=config.betas, eps=config.eps)
+
+
+def _groups(trainable: dict[str, nn.Parameter], trains: Mapping[Part, TrainsConfig]) -> Iterator[dict]:
+    for part, settings in trains.items():
+        for decayed in (True, False):
+            members = [p for name, p in trainable.items() if part_of(name) == part and decays(name, p) == decayed]
+            if members:
+                decay = settings.weight_decay if decayed else 0.0
+                yield {"params": members, "lr": settings.lr, "peak_lr": settings.lr, "weight_decay": decay}
+
+
+def set_lr(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Sets every group to `share` of its peak rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * share
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, trainable: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """The optimizer's state as a flat name -> tensor map (`<parameter>/exp_avg` ...), ready for safetensors."""
+    return {
+        f"{name}/{key}": value.detach().clone()
+        for name, parameter in trainable.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, trainable: dict[str, nn.Parameter], tensors: dict[str, torch.Tensor]
+) -> None:
+    """Puts saved state back. Raises ConfigError where it belongs to other parameters."""
+    by_parameter: dict[str, dict[str, torch.Tensor]] = {}
+    for path, value in tensors.items():
+        name, _, key = path.rpartition("/")
+        by_parameter.setdefault(name, {})[key] = value
+    if set(by_parameter) != set(trainable):
+        differing = sorted(set(by_parameter) ^ set(trainable))[:5]
+        raise ConfigError(f"the saved optimizer state is of other parameters (first that differ: {differing}).")
+    for name, state in by_parameter.items():
+        optimizer.state[trainable[name]] = state

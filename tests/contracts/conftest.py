@@ -1,0 +1,74 @@
+"""A whole tiny way: shards of one-colour pictures, a random Llama that knows the tiny tokenizer, a plan, a recipe."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rebus.packs.config import PackRecipe
+from rebus.packs.run import run as pack
+from rebus.pictures import ImageConfig
+from rebus.tokens.config import TokensConfig
+
+
+@pytest.fixture(scope="session")
+def speaking_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> Path:
+    """A hub folder: a random Llama of two layers, and the tokenizer that its vocabulary fits."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("speaking")
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    shutil.copy(tiny_tokenizer_folder / "tokenizer.json", folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class TinyWay:
+    """A plan and what a training recipe needs beside it."""
+
+    folder: Path
+    plan: Path
+    language: Path
+
+    def recipe(self, name: str, **changes: object) -> Path:
+        """Writes a training recipe whose run lands in `folder/name`; returns its path."""
+        tree = {
+            "out": str(self.folder / name),
+            "plan": str(self.plan),
+            "model": {
+                "tower": {"kind": "tiny", "image_size": 32},
+                "tokens_per_side": 2,
+                "language": str(self.language),
+            },
+            "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
+            "trains": {"connector": {"lr": 1e-2}, "lora": {"lr": 1e-2, "weight_decay": 0.1}},
+            "steps": 12,
+            "packs_per_step": 2,
+            "save_every": 3,
+            "num_threads": 1,
+            **changes,
+        }
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+
+@pytest.fixture
+def tiny_way(tmp_path: Path, tiny_shards: Callable[..., Path], speaking_folder: Path) -> TinyWay:
+    tokens = TokensConfig(tokenizer=speaking_folder, image=ImageConfig(size=32, tokens_per_side=2))
+    pack(PackRecipe(shards=[tiny_shards(40)], tokens=tokens, capacity=96, out=tmp_path / "plan"))
+    return TinyWay(tmp_path, tmp_path / "plan", speaking_folder)

@@ -1,0 +1,91 @@
+"""Scorers against values worked out by hand, and the promise that no head judges a pair it was fitted on."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from rebus.errors import DataError
+from rebus.pictures import ImageConfig
+from rebus.scores.decode import Decoded
+from rebus.scores.scorers import image_stats, pair_similarity, text_stats
+from rebus.towers import TowerConfig
+
+
+def decoded(text: str = "", picture: PIL.Image.Image | None = None) -> Decoded:
+    return Decoded("0" * 32, "key", text, None, picture)
+
+
+def test_image_stats_of_known_pictures():
+    flat = PIL.Image.new("RGB", (20, 10), (200, 200, 200))
+    halves = PIL.Image.new("RGB", (4, 8), "black")
+    halves.paste((255, 255, 255), (0, 0, 4, 4))
+    columns = image_stats.open_scorer(image_stats.Options())([decoded(picture=flat), decoded(picture=halves)])
+    assert columns["width"].tolist() == [20, 4]
+    assert columns["aspect"].tolist() == [2, 2]
+    assert columns["entropy"].tolist() == pytest.approx([0, 1])
+    # Only the two rows beside the edge differ from their neighbours: by -255 and +255, in 2 of the 6 inner rows.
+    assert columns["sharpness"].tolist() == pytest.approx([0, 255**2 / 3])
+
+
+def test_image_stats_without_a_picture_are_missing():
+    columns = image_stats.open_scorer(image_stats.Options())([decoded()])
+    assert all(np.isnan(values).all() for values in columns.values())
+
+
+def test_text_stats_of_known_texts():
+    columns = text_stats.open_scorer(text_stats.Options())([decoded("a dog, a cat!"), decoded("")])
+    assert columns["num_chars"].tolist() == [13, 0]
+    assert columns["num_words"].tolist() == [4, 0]
+    assert columns["repetition"].tolist() == [0.25, 0]
+    assert columns["symbol_share"].tolist() == pytest.approx([2 / 13, 0])
+
+
+@pytest.fixture
+def options(tmp_path) -> pair_similarity.Options:
+    return pair_similarity.Options(
+        tower=TowerConfig(kind="tiny"), image=ImageConfig(), language=tmp_path, num_folds=4, text_dims=8
+    )
+
+
+def noisy_pool(seed: int, num_pairs: int = 240) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Texts that follow linearly from their pictures, a fifth of them swapped. Returns the pool and who was swapped."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(num_pairs, 16))
+    text = image @ rng.normal(size=(16, 8)) + 0.1 * rng.normal(size=(num_pairs, 8))
+    swapped = rng.choice(num_pairs, num_pairs // 5, replace=False)
+    text[swapped] = text[np.roll(swapped, 1)]
+    return {"image": image, "text": text}, np.isin(np.arange(num_pairs), swapped)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pair_similarity_ranks_swapped_pairs_below(options, seed):
+    pool, is_swapped = noisy_pool(seed)
+    z = pair_similarity.judge(options, pool)["z"]
+    auc = (z[~is_swapped][:, None] > z[is_swapped][None]).mean()
+    assert auc > 0.97
+
+
+def test_pair_similarity_of_pairs_at_random_is_chance(options):
+    """A head that had seen its pair would score real pairs above others even where nothing connects them."""
+    rng = np.random.default_rng(5)
+    pool = {"image": rng.normal(size=(400, 64)), "text": rng.normal(size=(400, 8))}
+    z = pair_similarity.judge(options, pool)["z"]
+    assert abs(z.mean()) < 3 / np.sqrt(400)
+
+
+def test_no_head_judges_a_pair_it_was_fitted_on(options):
+    """Another text for pair 0 must not move what the head of its fold foretells for its picture."""
+    pool, _ = noisy_pool(1)
+    text = pair_similarity._principal(options, pool["text"])
+    before = pair_similarity._cross_fitted_similarity(options, pool["image"], text)
+    text[0] = text[0][::-1] * 50
+    after = pair_similarity._cross_fitted_similarity(options, pool["image"], text)
+    np.testing.assert_allclose(before[0, 1:], after[0, 1:], rtol=1e-9)
+    folds = np.random.default_rng(options.seed).permutation(240) % options.num_folds
+    other = np.flatnonzero(folds != folds[0])[0]
+    assert not np.allclose(before[other, 1:], after[other, 1:])
+
+
+def test_pair_similarity_refuses_a_pool_too_small_to_fold(options):
+    with pytest.raises(DataError, match="16 to 20,000 pairs, this pool has 3"):
+        pair_similarity.judge(options, {"image": np.zeros((3, 2)), "text": np.zeros((3, 2))})

@@ -1,0 +1,257 @@
+"""Rules against cases worked out by hand, ties included; joins, funnel and the exchange file by independent readers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rebus.config import check_recipe
+from rebus.errors import ConfigError, DataError, StrangerError
+from rebus.fingerprint import Manifest, read_manifest, write_manifest
+from rebus.selection.config import Rule, SelectionRecipe
+from rebus.selection.read import kept_rows, read_selection
+from rebus.selection.rules import apply_rule, keep_highest, uids_as_numbers
+from rebus.selection.run import run
+from rebus.shards.config import ShardsRecipe
+from rebus.shards.read import read_index
+from rebus.shards.run import run as run_shards
+from rebus.shards.write import write_shard
+
+SAMPLES_A_SHARD = 5
+
+
+def uid(number: int) -> str:
+    return f"{number:032x}"
+
+
+def numbers(*values: int) -> np.ndarray:
+    return uids_as_numbers([uid(value) for value in values])
+
+
+def kept(
+    rule: dict, values: list[float], uids: np.ndarray | None = None, sources: list[int] | None = None
+) -> list[int]:
+    rule = Rule(name="r", column="c", **rule)
+    uids = numbers(*range(len(values))) if uids is None else uids
+    mask = apply_rule(rule, np.array(values, dtype=float), uids, np.array(sources or [0] * len(values)))
+    return np.flatnonzero(mask).tolist()
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "wanted"),
+    [
+        ({"min": 2}, [1, 2, 3], [1, 2]),
+        ({"max": 2}, [1, 2, 3], [0, 1]),
+        ({"min": 0}, [-1, 0, 1], [1, 2]),  # a threshold of 0 is a threshold
+        ({"keep_fraction": 0.5}, [1, 4, 2, 3], [1, 3]),
+        ({"keep_fraction": 0.5}, [7, 7, 7, 7], [0, 1]),
+        ({"keep_fraction": 0.5}, [7, 7, 9], [0, 2]),  # 1.5 rounds up to 2
+        ({"drop_fraction": 0.1}, list(range(10)), list(range(1, 10))),
+        ({"drop_fraction": 0.0}, [3, 1], [0, 1]),
+        ({"keep_fraction": 0.0}, [3, 1], []),
+        ({"keep_fraction": 1.0}, [], []),
+    ],
+)
+def test_rules_by_hand(rule, values, wanted):
+    assert kept(rule, values) == wanted
+
+
+def test_ties_fall_by_uid_and_not_by_place():
+    values = [5.0, 5.0, 5.0, 5.0]
+    assert kept({"keep_fraction": 0.5}, values, numbers(9, 2, 7, 4)) == [1, 3]
+    high_bits = uids_as_numbers(["2" + "0" * 31, "1" + "f" * 31, "0" * 31 + "1", "3" + "0" * 31])
+    assert kept({"keep_fraction": 0.5}, values, high_bits) == [1, 2]
+
+
+def test_within_source_takes_the_share_of_each():
+    values, sources = [1, 2, 3, 10, 20, 30, 40], [0, 0, 0, 1, 1, 1, 1]
+    assert kept({"keep_fraction": 0.5}, values, sources=sources) == [3, 4, 5, 6]
+    assert kept({"keep_fraction": 0.5, "within": "source"}, values, sources=sources) == [1, 2, 5, 6]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**128 - 1)), unique_by=lambda x: x[1]), st.floats(0, 1))
+def test_keep_highest_is_exact_and_blind_to_order(pairs, share):
+    values, uids = np.array([v for v, _ in pairs], dtype=float), numbers(*(u for _, u in pairs))
+    mask = keep_highest(values, uids, share)
+    assert abs(mask.sum() - share * len(pairs)) <= 0.5 + 1e-6
+    back = keep_highest(values[::-1].copy(), uids[::-1].copy(), share)[::-1]
+    assert mask.tolist() == back.tolist()
+    if mask.any() and not mask.all():
+        assert values[mask].min() >= values[~mask].max()
+
+
+@given(st.lists(st.integers(0, 2**128 - 1), min_size=1))
+def test_uids_keep_their_bits(values):
+    array = uids_as_numbers([uid(value) for value in values])
+    assert array.dtype == np.dtype("<u8,<u8")
+    assert [(int(high) << 64) | int(low) for high, low in array.tolist()] == values
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{}, {"min": 1, "max": 2}, {"min": 1, "within": "source"}, {"keep_fraction": 1.5}, {"min": 1, "name": "damaged"}],
+)
+def test_rules_that_say_nothing_clear_are_refused(rule):
+    tree = {"shards": "s", "out": "o", "rules": [{"name": "r", "column": "width", **rule}]}
+    with pytest.raises(ConfigError):
+        check_recipe(SelectionRecipe, tree, "test")
+
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
+    "0000000049454e44ae426082"
+)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> tuple[Path, Path]:
+    """Two shards of five samples (uids 9, 8, ... 0), sample 3 of each without image; scores of the eight others, where
+    key `1e` could not be decoded, `0c` has no row and `1b` has NaN."""
+    for shard in range(2):
+        samples = []
+        for number in range(SAMPLES_A_SHARD):
+            name = f"{shard}{'abcde'[number]}"
+            metadata = {"uid": uid(9 - shard * SAMPLES_A_SHARD - number)}
+            image = {} if number == 3 else {"png": PNG}
+            samples.append((name, {**image, "txt": b"text" * (number + 1), "json": json.dumps(metadata).encode()}))
+        write_shard(tmp_path / "shards" / f"{shard:05d}.tar", samples)
+    source = str(tmp_path / "shards")
+    tree = {"source": "tars", "input": source, "out": source, "num_workers": 1, "max_bad_share": 0.5}
+    run_shards(check_recipe(ShardsRecipe, tree, "test"))
+    write_scores(tmp_path / "scores", read_manifest(tmp_path / "shards", "shards").fingerprint)
+    return tmp_path / "shards", tmp_path / "scores"
+
+
+def write_scores(folder: Path, shards: str) -> None:
+    for name in ("match", "looks", "quarantine"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    match = {"0": [(9, 0.9), (8, 0.8), (5, 0.5)], "1": [(4, 0.4), (3, float("nan")), (2, 0.2)]}
+    for shard, rows in match.items():
+        rows = rows[::-1]  # the join is by uid, not by place
+        for scorer, scale in (("match", 1.0), ("looks", -10.0)):
+            table = pa.table(
+                {
+                    "uid": [uid(number) for number, _ in rows],
+                    "key": ["" for _ in rows],
+                    "z" if scorer == "match" else "entropy": pa.array([scale * v for _, v in rows], pa.float32()),
+                    "both": pa.array([v for _, v in rows], pa.float32()),
+                }
+            )
+            pq.write_table(table, folder / scorer / f"0000{shard}.parquet")
+    (folder / "quarantine" / "00000.jsonl").write_text("")
+    damage = {"shard": "00001.tar", "key": "1e", "offset": 0, "reason": "undecodable image", "detail": ""}
+    (folder / "quarantine" / "00001.jsonl").write_text(json.dumps(damage) + "\n")
+    write_manifest(folder, Manifest("scores", {}, {"shards": shards}))
+
+
+def recipe(pool: tuple[Path, Path], out: Path, *rules: dict, **changes) -> SelectionRecipe:
+    named = [{"name": f"rule {number}", **rule} for number, rule in enumerate(rules)]
+    tree = {"shards": str(pool[0]), "scores": str(pool[1]), "out": str(out), "rules": named}
+    return check_recipe(SelectionRecipe, tree | changes, "test")
+
+
+def test_the_funnel_counts_everyone_once(pool, tmp_path):
+    out = tmp_path / "sel"
+    summary = run(recipe(pool, out, {"column": "match.z", "keep_fraction": 0.8}, {"column": "entropy", "max": -5}))
+    funnel = json.loads((out / "funnel.json").read_text())
+    # 10 samples; 2 without image and `1e` are damaged; uids 7 (no row) and 3 (NaN) have no score; of 9 8 5 4 2 four
+    # stay; entropy = -10 z keeps 9 8 5.
+    assert funnel == [
+        {"rule": "all", "dropped": 0, "left": 10},
+        {"rule": "damaged", "dropped": 3, "left": 7},
+        {"rule": "no score", "dropped": 2, "left": 5},
+        {"rule": "rule 0", "dropped": 1, "left": 4},
+        {"rule": "rule 1", "dropped": 1, "left": 3},
+    ]
+    assert (summary.num_kept, summary.num_dropped) == (3, 7)
+    facts = read_manifest(out, "selection").facts
+    assert facts == {"num_kept": 3, "num_dropped": 7}
+
+
+def test_the_table_says_why_and_points_into_the_index(pool, tmp_path):
+    run(recipe(pool, tmp_path / "sel", {"column": "z", "min": 0.3}))
+    rows = read_selection(tmp_path / "sel").to_pylist()
+    assert {row["key"]: row["dropped_by"] for row in rows} == {
+        "0a": "", "0b": "", "0c": "no score", "0d": "damaged", "0e": "",
+        "1a": "", "1b": "no score", "1c": "rule 0", "1d": "damaged", "1e": "damaged",
+    }  # fmt: skip
+    for row in rows:
+        assert row["kept"] == (row["dropped_by"] == "")
+        if row["row"] >= 0:
+            entry = read_index(pool[0] / row["shard"]).to_pylist()[row["row"]]
+            assert (entry["key"], entry["uid"]) == (row["key"], row["uid"])
+    assert [row["key"] for row in rows if row["row"] < 0] == ["0d", "1d"]
+    assert dict(kept_rows(tmp_path / "sel")) == {"00000.tar": [0, 1, 3], "00001.tar": [0]}
+
+
+def test_uids_are_what_datacomp_reads(pool, tmp_path):
+    """As its resharder does: a memory map of u8,u8, searched by bisection."""
+    run(recipe(pool, tmp_path / "sel", {"column": "z", "min": 0.3}))
+    raw = (tmp_path / "sel" / "uids.npy").read_bytes()
+    header = 10 + int.from_bytes(raw[8:10], "little")
+    assert raw[:8] == b"\x93NUMPY\x01\x00"
+    assert "('f0', '<u8'), ('f1', '<u8')" in raw[10:header].decode()
+    array = np.memmap(tmp_path / "sel" / "uids.npy", dtype=np.dtype("u8,u8"), mode="r", offset=header)
+    wanted = [4, 5, 8, 9]
+    assert array.tolist() == [(0, number) for number in wanted]
+    assert np.searchsorted(array, np.array((0, 8), dtype=array.dtype)) == 2
+
+
+def test_the_same_recipe_gives_the_same_bytes(pool, tmp_path):
+    rules = ({"column": "text_chars", "min": 5}, {"column": "z", "drop_fraction": 0.3})
+    for name in ("one", "two"):
+        run(recipe(pool, tmp_path / name, *rules))
+    for name in ("selection.parquet", "uids.npy", "funnel.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    stamp = (tmp_path / "one" / "uids.npy").stat().st_mtime_ns
+    assert run(recipe(pool, tmp_path / "one", *rules)).num_kept == 2  # 5 longer than 4, 3 scored, 2.1 kept
+    assert (tmp_path / "one" / "uids.npy").stat().st_mtime_ns == stamp
+
+
+def test_an_interrupted_selection_is_no_selection(pool, tmp_path, monkeypatch):
+    from rebus.selection import run as module
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_npy", killed)
+    rule = {"column": "z", "min": 0.3}
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe(pool, tmp_path / "sel", rule))
+    with pytest.raises(DataError, match="not finished"):
+        read_selection(tmp_path / "sel")
+    monkeypatch.undo()
+    assert run(recipe(pool, tmp_path / "sel", rule)).num_kept == 4
+
+
+def test_without_scores_or_rules_only_damage_falls(pool, tmp_path):
+    summary = run(recipe(pool, tmp_path / "sel", scores=None))
+    assert (summary.num_kept, summary.num_dropped) == (8, 2)
+
+
+def test_scores_of_other_shards_are_refused_with_both_fingerprints(pool, tmp_path):
+    write_manifest(pool[1], Manifest("scores", {}, {"shards": "f" * 32}))
+    with pytest.raises(StrangerError) as caught:
+        run(recipe(pool, tmp_path / "sel", {"column": "z", "min": 0}))
+    assert "f" * 32 in str(caught.value)
+    assert read_manifest(pool[0], "shards").fingerprint in str(caught.value)
+
+
+def test_columns_that_mean_nothing_or_two_things(pool, tmp_path):
+    with pytest.raises(ConfigError, match=r"did you mean 'looks\.entropy'"):
+        run(recipe(pool, tmp_path / "sel", {"column": "looks.entropi", "min": 0}))
+    with pytest.raises(ConfigError, match=r"could be looks\.both or match\.both"):
+        run(recipe(pool, tmp_path / "sel", {"column": "both", "min": 0}))
+    with pytest.raises(ConfigError, match="names no `scores`"):
+        run(recipe(pool, tmp_path / "sel", {"column": "z", "min": 0}, scores=None))
+
+
+def test_a_shard_that_a_scorer_did_not_see(pool, tmp_path):
+    (pool[1] / "match" / "00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"did not see 00001\.tar"):
+        run(recipe(pool, tmp_path / "sel", {"column": "match.z", "min": 0}))

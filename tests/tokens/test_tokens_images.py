@@ -1,0 +1,77 @@
+"""The one resize: shapes, what each strategy keeps of the picture, the numbers the tower sees."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rebus.pictures import ImageConfig, prepare_image, resize_image
+from rebus.tokens.images import num_image_tokens
+
+
+def png(picture: PIL.Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@given(
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    resize=st.sampled_from(["squash", "crop", "letterbox"]),
+    size=st.sampled_from([1, 7, 32]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_size_becomes_the_square(width: int, height: int, resize: str, size: int):
+    config = ImageConfig(size=size, resize=resize)
+    assert resize_image(PIL.Image.new("RGB", (width, height)), config).size == (size, size)
+
+
+def test_pixels_are_normalised_per_channel():
+    config = ImageConfig(size=4, mean=(0, 127, 100), std=(1, 128, 2))
+    pixels = prepare_image(png(PIL.Image.new("RGB", (9, 9), (10, 255, 90))), config)
+    assert pixels.shape == (3, 4, 4)
+    assert pixels.dtype == np.float32
+    assert np.allclose(pixels[:, 0, 0], [10, 1, -5])
+
+
+def left_red_right_blue() -> PIL.Image.Image:
+    picture = PIL.Image.new("RGB", (80, 20), (255, 0, 0))
+    picture.paste((0, 0, 255), (60, 0, 80, 20))
+    return picture
+
+
+def test_squash_keeps_all_of_the_width():
+    squashed = np.asarray(resize_image(left_red_right_blue(), ImageConfig(size=16, resize="squash")))
+    assert squashed[:, 0, 0].min() > 200
+    assert squashed[:, -1, 2].min() > 200
+
+
+def test_crop_takes_the_centre():
+    cropped = np.asarray(resize_image(left_red_right_blue(), ImageConfig(size=16, resize="crop")))
+    assert cropped[..., 0].min() > 200
+
+
+def test_letterbox_pads_with_the_mean():
+    boxed = np.asarray(resize_image(left_red_right_blue(), ImageConfig(size=16, mean=(10, 20, 30))))
+    assert (boxed[:6] == [10, 20, 30]).all()
+    assert (boxed[10:] == [10, 20, 30]).all()
+    assert boxed[7, 0, 0] > 200
+    assert boxed[7, -1, 2] > 200
+
+
+def test_letterbox_never_loses_a_thin_line():
+    boxed = np.asarray(resize_image(PIL.Image.new("RGB", (1000, 1), "red"), ImageConfig(size=8)))
+    assert (boxed == [255, 0, 0]).all(axis=-1).any()
+
+
+def test_damaged_picture_is_a_value_error():
+    with pytest.raises(ValueError, match="not a readable picture"):
+        prepare_image(png(PIL.Image.new("RGB", (64, 64)))[:60], ImageConfig())
+
+
+def test_image_takes_the_square_of_tokens_per_side():
+    assert num_image_tokens(640, 480, ImageConfig(tokens_per_side=7)) == 49

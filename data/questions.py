@@ -1,4 +1,4 @@
-"""Makes questions about kept samples from their own metadata: LLaVA's JSON and a folder of images.
+"""Makes names and questions about kept samples from their own metadata: a table, LLaVA's JSON, a folder of images.
 
     python data/questions.py --shards runs/demo/pool --selection runs/demo/selection --out runs/demo/questions
 
@@ -31,7 +31,7 @@ YES, NO = "Yes.", "No, it is {label}."
 SENTENCE = "{answer}."
 NUM_OPTIONS = 4
 MAX_TAGS = 5
-VERSION = 1
+VERSION = 2
 
 MADE = "made.json"
 
@@ -107,7 +107,10 @@ def _extras(concept: Concept, dice: random.Random) -> list[tuple[str, str]]:
 
 
 def make_questions(shards: Path, selection: Path, out: Path, seed: int) -> int:
-    """Writes out/questions.json and out/images. Returns the number of conversations."""
+    """Writes out/questions.json, out/names.jsonl and out/images. Returns the number of conversations.
+
+    A name begins with a space: so its first word is the token that it is within a sentence, which a model knows best.
+    """
     inputs = [read_manifest(shards, "shards").fingerprint, read_manifest(selection, "selection").fingerprint]
     wanted = fingerprint({"inputs": inputs, "seed": seed, "version": VERSION, "wording": _wording()})
     if (made := _read_made(out)) is not None and made["fingerprint"] == wanted:
@@ -125,6 +128,8 @@ def make_questions(shards: Path, selection: Path, out: Path, seed: int) -> int:
         for number, concept in enumerate(track(concepts, "questions"))
     ]
     write_atomically(building / "questions.json", json.dumps(records, ensure_ascii=False, indent=1) + "\n")
+    names = [{"file": record["image"], "caption": f" {c.label}"} for record, c in zip(records, concepts, strict=True)]
+    write_atomically(building / "names.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in names))
     write_atomically(building / MADE, json.dumps({"fingerprint": wanted, "num_conversations": len(records)}) + "\n")
     discard(out)
     building.rename(out)

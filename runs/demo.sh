@@ -21,13 +21,16 @@ rebus shards $recipes/pool.yaml
 rebus score $recipes/score.yaml
 rebus select $recipes/select.yaml
 
-# Stage 1, align: the projector learns to turn image features into words that the frozen language model reads.
+# What to learn from the kept pictures: their names, and questions made from names, tags and groups.
+python data/questions.py --shards $demo/pool --selection $demo/selection --out $demo/questions
+rebus shards $recipes/names.yaml
+rebus shards $recipes/questions.yaml
+
+# Stage 1, align: the connector learns to turn image features into words that the frozen language model reads.
 rebus pack $recipes/pack_align.yaml
 rebus train $recipes/align.yaml
 
-# Stage 2, SFT: questions made from names, tags and groups; the language model learns too, through LoRA.
-python data/questions.py --shards $demo/pool --selection $demo/selection --out $demo/questions
-rebus shards $recipes/questions.yaml
+# Stage 2, SFT: the language model learns too, through LoRA, to answer questions about what it sees.
 rebus pack $recipes/pack_sft.yaml
 rebus train $recipes/sft.yaml
 

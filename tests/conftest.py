@@ -15,6 +15,8 @@ import pytest
 from rebus.fingerprint import Manifest, folder_fingerprint, write_manifest
 from rebus.records import content_uid
 
+pytest_plugins = ["tests.tiny_way"]
+
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 

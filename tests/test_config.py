@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import Field
 
-from rebus.config import Config, dump_recipe, load_recipe
+from rebus.config import Config, apply_override, dump_recipe, load_recipe
 from rebus.errors import ConfigError
 
 
@@ -18,6 +18,12 @@ class Outer(Config):
     out: Path
     optimizer: Inner = Inner()
     parts: dict[str, Inner] = Field(default_factory=dict)
+
+
+def test_overrides_reach_into_lists():
+    tree = {"rules": [{"min": 1}, {"min": 2}]}
+    apply_override(tree, "rules.1.min=5")
+    assert tree == {"rules": [{"min": 1}, {"min": 5}]}
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -44,6 +50,7 @@ def test_overrides_lie_over_the_file(tmp_path):
         ("out: [", [], "is not YAML"),
         ("out: a", ["optimizer"], "not of the form key=value"),
         ("out: a", ["out.x=1"], "'out' is a value in the recipe"),
+        ("out: a\nrows: [{a: 1}]", ["rows.1.a=1"], "'1' is no place in a list of 1"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, overrides, message):

@@ -24,6 +24,9 @@ app = typer.Typer(
 
 UsageError: type[Any] = typer.BadParameter.__bases__[0]  # click's own, or the copy of click inside newer typers
 
+STOPPED = 130
+"""Exit status of a command that Ctrl-C ended."""
+
 RecipePath = Annotated[Path, typer.Argument(help="YAML recipe.", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Dotted overrides, such as optimizer.lr=1e-3.", metavar="[KEY=VALUE]...")
@@ -175,13 +178,14 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         status = 2
     except (KeyboardInterrupt, typer.Abort):
-        say("\nstopped. Run the same command again: finished work is kept, the rest goes on.")
-        status = 130
+        status = STOPPED
     except Exception as error:
         if debug:
             raise
         console.print(explain(error), style="red", highlight=False, markup=False, soft_wrap=True)
         status = 1
+    if status == STOPPED:  # some versions of typer return it, others raise
+        say("\nstopped. Run the same command again: finished work is kept, the rest goes on.")
     sys.exit(status if isinstance(status, int) else 0)
 
 

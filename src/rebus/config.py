@@ -50,17 +50,24 @@ def check_recipe(model: type[Recipe], tree: dict[str, Any], origin: str) -> Reci
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Sets `a.b.c=value` in a nested mapping; the value is read as YAML, so `1e-3`, `true` and `[1, 2]` work."""
+    """Sets `a.b.c=value`, or `rules.0.min=5` inside a list. Values are YAML: `1e-3`, `true`, `[1, 2]` work."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override '{override}' is not of the form key=value, such as optimizer.lr=1e-3.")
     *parents, leaf = key.split(".")
-    node = tree
+    node: Any = tree
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
+        node = node.setdefault(parent, {}) if isinstance(node, dict) else node[_place(node, parent, override)]
+        if not isinstance(node, dict | list):
             raise ConfigError(f"override '{override}': '{parent}' is a value in the recipe, not a section.")
-    node[leaf] = _scalar(text)
+    node[leaf if isinstance(node, dict) else _place(node, leaf, override)] = _scalar(text)
+
+
+def _place(items: list[Any], step: str, override: str) -> int:
+    """The place in a list that a step of a dotted key names, counted from 0."""
+    if not step.isdecimal() or int(step) >= len(items):
+        raise ConfigError(f"override '{override}': '{step}' is no place in a list of {len(items)}; they count from 0.")
+    return int(step)
 
 
 def _scalar(text: str) -> Any:

@@ -127,6 +127,8 @@ def prepare_out(out: Path, manifest: Manifest) -> None:
     there is removed. A folder that Rebus did not make, or that holds an artifact of another kind, is refused.
     """
     marker = out / BUILDING
+    for rest in out.rglob(".*.tmp"):  # what write_atomically could not finish when it was killed
+        rest.unlink(missing_ok=True)
     if marker.is_file() and marker.read_text().strip() == manifest.fingerprint:
         (out / MANIFEST).unlink(missing_ok=True)
         return

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is decoded. Pillow knows more, some by starting other programs (EPS starts Ghostscript): not for foreign data."""
+
 ResizeName = Literal["squash", "crop", "letterbox"]
 
 
@@ -47,7 +50,7 @@ def decode_image(data: bytes) -> "PIL.Image.Image":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(data))
+            picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
             picture.load()
     except (OSError, SyntaxError, PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable picture: {error}") from error

@@ -51,6 +51,14 @@ def test_artifacts_are_ordered_by_what_they_stand_on(way_folder: Path):
     assert names == ["b_pool", "a_tables", "z_kept", "plan_one", "plan_two", "y_first", "x_last", "c_judged"]
 
 
+def test_an_artifact_of_inputs_that_are_gone_is_told(way_folder: Path, capsys: pytest.CaptureFixture[str]):
+    way = find_way(way_folder)
+    assert not any(way.strangers_of(artifact) for artifact in way.artifacts)  # the held-out shards stand elsewhere
+    shutil.rmtree(way_folder / "plan_two")
+    run(way_folder)
+    assert "x_last was made of another plan than there is now" in " ".join(capsys.readouterr().err.split())
+
+
 def test_chat_uses_the_checkpoint_that_was_evaluated(way_folder: Path):
     way = find_way(way_folder)
     found = checkpoint_of(way, headline_eval(way))

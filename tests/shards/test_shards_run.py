@@ -91,6 +91,7 @@ def test_killed_anywhere_and_run_again_ends_with_the_same_bytes(folder: Path, mo
         with pytest.raises(KeyboardInterrupt):
             run(recipe(folder, out=str(out)))
         assert not (out / "manifest.json").exists()
+        (out / ".00002.tar.4711.tmp").write_bytes(b"half")  # what SIGKILL leaves
         done = sorted(out.glob("*.quarantine.jsonl"))
         stamps = {path: path.stat().st_mtime_ns for path in done}
         assert len(done) == stop_at

@@ -222,7 +222,7 @@ def test_a_truncated_tar_keeps_what_lies_before_the_cut(tmp_path_factory, cut: i
         assert members.TRUNCATED_TAR in {damage.reason for damage in damages}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(position=st.integers(512, 10_239), flip=st.integers(1, 255))
 def test_a_flipped_byte_costs_the_sample_it_is_in(tmp_path_factory, position: int, flip: int):
     """And the one before, where the byte is in the name of a sample's first member: whose it was is hidden then."""

@@ -147,3 +147,11 @@ def test_fingerprint_follows_bytes_and_rules_not_the_place(tmp_path: Path, tiny_
 def test_stop_ids(plain: Tokens, chatml: Tokens):
     assert stop_ids(plain) == (END,)
     assert stop_ids(chatml) == (END, STOP)
+
+
+def test_a_document_opens_with_the_token_that_the_model_was_trained_with(tiny_tokenizer_folder):
+    config = TokensConfig(tokenizer=tiny_tokenizer_folder, start_of_text="<|im_start|>")
+    encoded = encode(sample_of(Text("red")), load_tokens(config))
+    plain = encode(sample_of(Text("red")), load_tokens(TokensConfig(tokenizer=tiny_tokenizer_folder)))
+    assert encoded.ids.tolist() == [1, *plain.ids.tolist()]
+    assert encoded.trainable.tolist() == [False, *plain.trainable.tolist()]

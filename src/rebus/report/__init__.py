@@ -27,6 +27,9 @@ def run(folder: Path) -> Path:
     show_table(str(folder), ["result", "value"], closing_rows(results))
     if not read_clock(folder):
         say(f"no {folder / 'clock.jsonl'}: time and memory were not measured")
+    for artifact in way.artifacts:
+        for name in way.strangers_of(artifact):
+            say(f"{artifact.folder} was made of another {name} than there is now. Make it again before you trust it.")
     evaluation = headline_eval(way)
     answers = sample_answers(evaluation, 6) if evaluation else []
     if answers:

@@ -16,6 +16,9 @@ from rebus.shards.index import DUPLICATE_KEY
 KINDS = ("shards", "scores", "selection", "plan", "checkpoint", "eval")
 """In the order of the data; it decides between artifacts that do not stand on one another."""
 
+ARTIFACT_INPUTS = ("shards", "scores", "selection", "plan", "init", "model")
+"""Names under which manifests list the artifacts that they read (`shards/0` too); other inputs are plain files."""
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -82,6 +85,13 @@ class Way:
     def standing_on(self, kind: str, source: Artifact) -> list[Artifact]:
         """The artifacts of a kind that read `source`."""
         return [a for a in self.of_kind(kind) if source.fingerprint in a.manifest.inputs.values()]
+
+    def strangers_of(self, artifact: Artifact) -> list[str]:
+        """Names of inputs whose artifact is neither in this folder nor where the recipe found it: it was made anew
+        since, moved, or removed."""
+        inputs = {name: fp for name, fp in artifact.manifest.inputs.items() if name.split("/")[0] in ARTIFACT_INPUTS}
+        known = {a.fingerprint for kind in KINDS for a in self.inputs_of(artifact, kind)}
+        return [name for name, fp in inputs.items() if fp not in known]
 
     def inputs_of(self, artifact: Artifact, kind: str) -> list[Artifact]:
         """The artifacts of a kind that `artifact` read: those in this folder, or where its recipe found them."""

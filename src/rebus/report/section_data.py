@@ -105,15 +105,21 @@ def scores_section(way: Way) -> str:
     """Columns that a rule used first and open, the others folded away."""
     used: list[str] = []
     rest: list[str] = []
+    constant: list[str] = []
     for scores in way.of_kind("scores"):
         for column in read_columns(scores):
             cuts = _cuts(way, scores, column)
-            (used if cuts else rest).append(_column_figure(way, scores, column, cuts))
+            if column.values.min() == column.values.max() and not cuts:
+                constant.append(f"{column.scorer}.{column.name} {number(column.values[0])}")
+            else:
+                (used if cuts else rest).append(_column_figure(way, scores, column, cuts))
     body = "".join(used)
     if rest:
         state = "" if used else " open"
         title = f"Scored columns that no rule used: {len(rest)}"
         body += f'<details{state}><summary>{title}</summary><div class="grid">{"".join(rest)}</div></details>'
+    if constant:
+        body += f'<p class="note">The same for every pair: {escape(", ".join(constant))}.</p>'
     return body
 
 

@@ -122,12 +122,15 @@ def _made(way: Way, artifact: Artifact) -> str:
         f"<code>{artifact.manifest.inputs[name][:12]}</code>"
         for name in sources
     )
+    strangers = way.strangers_of(artifact)
+    gone = f'; <b class="wrong">no longer there: {escape(", ".join(strangers))}</b>' if strangers else ""
     seconds = sum(command.seconds for command in read_clock(way.folder) if makes(command, artifact))
     took = f", {duration(seconds)}" if seconds else ""
     return (
         f"<details><summary><b>{escape(artifact.name)}</b> <span>{escape(artifact.manifest.kind)}</span> "
         f"<code>{artifact.fingerprint[:12]}</code>{took}</summary>"
-        f'<p class="note">made of: {inputs or "nothing else"}</p><pre>{escape(artifact.recipe_text)}</pre></details>'
+        f'<p class="note">made of: {inputs or "nothing else"}{gone}</p>'
+        f"<pre>{escape(artifact.recipe_text)}</pre></details>"
     )
 
 

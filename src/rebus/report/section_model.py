@@ -53,8 +53,7 @@ def _curve(checkpoint: Artifact) -> str:
     line = f"Line: mean over {window} steps, weighted by supervised tokens" if window > 1 else "The line joins them"
     note = (
         f"{rows[-1].step + 1:,} steps, {rows[-1].tokens_total:,} tokens, {rate:,.0f} tokens/s. Dots: {steps}. "
-        f"Line: mean over {window} steps, weighted by supervised tokens; {smooth[0]:.2f} at first, {smooth[-1]:.2f} at "
-        "last."
+        f"{line}; {smooth[0]:.2f} at first, {smooth[-1]:.2f} at last."
     )
     points = evenly(
         [(row.tokens_total, row.loss, mean, row.lr) for row, mean in zip(rows, smooth, strict=True)], MAX_DOTS
@@ -168,8 +167,10 @@ def answers_section(way: Way, evaluation: Artifact | None, count: int = 12) -> s
     examples = load_examples([answer.uid for answer in answers], way.inputs_of(evaluation, "shards"))
     question = question_of(evaluation) or "(the picture alone)"
     cards = "".join(_card(answer, question, _picture(examples, answer.uid)) for answer in answers)
+    is_named = all(answer.named is not None for answer in answers)
+    those = "the items that were also named freely" if is_named else "all answers"
     note = (
-        f"{len(answers)} items at even distances through all answers, none left out for its looks. <b>picked</b>: "
+        f"{len(answers)} items at even distances through {those}, none left out for its looks. <b>picked</b>: "
         "the likeliest of the candidates, underlined below; <b>free</b>: what the model writes when nobody offers any."
     )
     return f'<p class="note">{note}</p><ul class="cards">{cards}</ul>' if cards else ""

@@ -54,6 +54,7 @@ svg { display: block; }
 svg.bar { overflow: visible; }
 .trough { fill: var(--card); stroke: var(--rule); stroke-width: 1; }
 .bar-a { fill: var(--a); }
+.crisp { shape-rendering: crispEdges; }
 .bar-b { fill: var(--b); }
 .bar-dropped { fill: url(#hatch); stroke: var(--b); stroke-width: 1; }
 .hatch-key { display: inline-block; width: 18px; height: 10px; border: 1px solid var(--b);

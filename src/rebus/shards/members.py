@@ -5,8 +5,7 @@ Python's tarfile ends silently at a damaged header in the middle of an archive, 
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from dataclasses import dataclass
 from typing import BinaryIO
 
 BLOCK = 512  # POSIX.1-1988 ustar: headers and data are padded to blocks of 512 bytes
@@ -88,6 +87,8 @@ def _read_member(file: BinaryIO, offset: int, num_bytes: int) -> tuple[Member | 
             return None, None
         except tarfile.HeaderError:
             following = _next_whole_header(file, position + BLOCK, num_bytes)
+            if following is None and _is_damaged_end(file, position):
+                return Member("", offset, position, 0, TRUNCATED_TAR), None
             return Member(_guess_name(file, position, following), offset, position, 0, DAMAGED_TAR), following
         data = position + BLOCK
         if data + header.size > num_bytes:
@@ -96,7 +97,7 @@ def _read_member(file: BinaryIO, offset: int, num_bytes: int) -> tuple[Member | 
         if header.kind in _EXTENSIONS and header.size <= MAX_NAME_BYTES:
             name, size = _read_extension(file, header, data, name, size)
         elif header.kind != tarfile.XGLTYPE:
-            header = replace(header, name=name or header.name, size=header.size if size < 0 else size)
+            header = _Header(name or header.name, header.kind, header.size if size < 0 else size)
             if data + header.size > num_bytes:
                 return Member(header.name, offset, data, num_bytes - data, TRUNCATED_TAR), None
             return _judge(header, offset, data), data + _padded(header.size)
@@ -120,8 +121,8 @@ def _judge(header: _Header, offset: int, data: int) -> Member | None:
 
 def climbs_out(name: str) -> bool:
     """True if a relative path would leave its folder, on any system."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts or (len(name) > 1 and name[1] == ":") or "\0" in name
+    path = name.replace("\\", "/")
+    return path.startswith("/") or ".." in path.split("/") or path[1:2] == ":" or "\0" in path
 
 
 def _read_header(file: BinaryIO, position: int) -> _Header:
@@ -166,6 +167,12 @@ def _next_whole_header(file: BinaryIO, position: int, num_bytes: int) -> int | N
                 pass
         position += BLOCK
     return None
+
+
+def _is_damaged_end(file: BinaryIO, position: int) -> bool:
+    """An end mark is a block of zeros; any header has a name, a mode, a size and a checksum, 50 bytes at least."""
+    file.seek(position)
+    return BLOCK - file.read(BLOCK).count(0) < 16
 
 
 def _guess_name(file: BinaryIO, position: int, following: int | None) -> str:

@@ -1,6 +1,7 @@
 """`rebus shards`: brings raw data into the form that every later stage reads."""
 
 import functools
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,9 +125,17 @@ def _finish(recipe: ShardsRecipe, manifest: Manifest, summary: ShardsSummary) ->
         "in_place": recipe.in_place,
     }
     dump_recipe(recipe, recipe.out / "recipe.yaml")
+    _sweep(recipe.out)
     write_manifest(recipe.out, replace(manifest, facts=facts))
     (recipe.out / BUILDING).unlink(missing_ok=True)
     (recipe.out / INDEXING).unlink(missing_ok=True)
+
+
+def _sweep(out: Path) -> None:
+    """Removes the half-written files of processes that were killed: `.00003.tar.4711.tmp`."""
+    for path in out.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.(tar|parquet|jsonl|json|yaml)\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def _show(summary: ShardsSummary) -> None:

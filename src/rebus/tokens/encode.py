@@ -64,7 +64,7 @@ def encode(sample: Sample, tokens: Tokens) -> Encoded:
     `max_tokens` ("too long").
     """
     config = tokens.config
-    encoded = encode_spans(render(sample, config.template, config.end_of_text), tokens)
+    encoded = encode_spans(render(sample, config), tokens)
     if encoded.num_tokens > config.max_tokens:
         raise UnusableSample("too long", f"{encoded.num_tokens} tokens, max_tokens is {config.max_tokens}")
     if encoded.num_supervised == 0:
@@ -74,7 +74,7 @@ def encode(sample: Sample, tokens: Tokens) -> Encoded:
 
 def encode_prompt(parts: Sequence[Part], tokens: Tokens) -> Encoded:
     """Tokenises what precedes an answer, up to and including the assistant's header where the template has one."""
-    return encode_spans(render_prompt(parts, tokens.config.template), tokens)
+    return encode_spans(render_prompt(parts, tokens.config), tokens)
 
 
 def count(sample: Sample, tokens: Tokens) -> Count:

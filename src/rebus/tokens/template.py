@@ -9,10 +9,8 @@ from itertools import groupby
 
 from rebus.errors import DataError
 from rebus.records import Image, Part, Role, Sample, Text
-from rebus.tokens.config import TemplateName
+from rebus.tokens.config import TokensConfig
 from rebus.tokens.tokenizer import TURN_END, TURN_START
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
@@ -41,18 +39,17 @@ class ImageSpan:
 Span = TextSpan | SpecialSpan | ImageSpan
 
 
-def render(sample: Sample, template: TemplateName, end_of_text: str = END_OF_TEXT) -> list[Span]:
+def render(sample: Sample, config: TokensConfig) -> list[Span]:
     """Lays out a whole sample. A document (no part has a role) is rendered as plain under every template."""
-    is_document = all(part.role == "" for part in sample.parts)
-    if template == "plain" or is_document:
-        return [*_merge(_content(sample.parts)), SpecialSpan(end_of_text, trainable=True)]
+    if config.template == "plain" or _is_document(sample.parts):
+        return [*_opening(config), *_merge(_content(sample.parts)), SpecialSpan(config.end_of_text, trainable=True)]
     return _merge(span for role, parts in _turns(sample.parts) for span in _turn(role, parts))
 
 
-def render_prompt(parts: Sequence[Part], template: TemplateName) -> list[Span]:
+def render_prompt(parts: Sequence[Part], config: TokensConfig) -> list[Span]:
     """Lays out what precedes an answer. Under chatml it ends with the assistant's header; nothing closes it."""
-    if template == "plain" or all(part.role == "" for part in parts):
-        return _merge(_content(parts))
+    if config.template == "plain" or _is_document(parts):
+        return [*_opening(config), *_merge(_content(parts))]
     turns = [span for role, turn in _turns(parts) for span in _turn(role, turn)]
     return _merge([*turns, *_header("assistant")])
 
@@ -61,6 +58,14 @@ def user_turn(text: str, images: Sequence[Image] = ()) -> list[Part]:
     """What a person says about pictures: each picture, a line break, then the words (LLaVA's `<image>\\n` layout)."""
     shown = [part for image in images for part in (replace(image, role="user"), Text("\n", "user"))]
     return [*shown, Text(text, "user")]
+
+
+def _is_document(parts: Sequence[Part]) -> bool:
+    return all(part.role == "" for part in parts)
+
+
+def _opening(config: TokensConfig) -> list[Span]:
+    return [SpecialSpan(config.start_of_text, trainable=False)] if config.start_of_text is not None else []
 
 
 def _content(parts: Iterable[Part]) -> Iterator[Span]:

@@ -70,7 +70,8 @@ def special_id(tokenizer: tokenizers.Tokenizer, name: str, folder: Path | str = 
 
 def stop_ids(tokens: Tokens) -> tuple[int, ...]:
     """Ids at which an answer ends: end of text, and the end of the turn where the template has turns."""
-    return tuple(special_id(tokens.tokenizer, name) for name in _special_tokens(tokens.config) if name != TURN_START)
+    closing = (tokens.config.end_of_text, TURN_END)
+    return tuple(special_id(tokens.tokenizer, name) for name in _special_tokens(tokens.config) if name in closing)
 
 
 def tokens_fingerprint(config: TokensConfig) -> str:
@@ -81,4 +82,5 @@ def tokens_fingerprint(config: TokensConfig) -> str:
 
 def _special_tokens(config: TokensConfig) -> tuple[str, ...]:
     turns = (TURN_START, TURN_END) if config.template == "chatml" else ()
-    return (config.end_of_text, *turns)
+    opening = (config.start_of_text,) if config.start_of_text is not None else ()
+    return (*opening, config.end_of_text, *turns)

@@ -14,8 +14,9 @@ import pytest
 
 from rebus.fingerprint import Manifest, folder_fingerprint, write_manifest
 from rebus.records import content_uid
+from tiny_way import speaking_folder, tiny_way
 
-pytest_plugins = ["tests.tiny_way"]
+__all__ = ["speaking_folder", "tiny_way"]
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 

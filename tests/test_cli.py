@@ -1,4 +1,4 @@
-"""Bad input ends in one clear message and the right exit status: 1 an error, 2 wrong usage, 130 Ctrl-C; no traceback."""
+"""Bad input ends in one clear message and the right exit status: 1 an error, 2 wrong usage, 130 Ctrl-C."""
 
 import errno
 import os

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is decoded. Pillow knows more, some by starting other programs (EPS starts Ghostscript): not for foreign data."""
+"""What is decoded. Pillow knows more, some by starting other programs (EPS: Ghostscript): not for foreign data."""
 
 ResizeName = Literal["squash", "crop", "letterbox"]
 

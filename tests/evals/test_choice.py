@@ -115,3 +115,20 @@ def test_calibration_takes_away_what_a_label_has_anyway():
         shares[calibrate] = accuracy([answer for group in groups for answer in group], "right")
     assert shares[True] == 1.0
     assert shares[False] < 0.6
+
+
+def test_each_control_is_scored_under_its_own_picture():
+    """A judge that answers with the picture's own number: every answer must hold that of the picture it names."""
+
+    class Numbered(FakeJudge):
+        def log_likelihoods(self, picture: str | None, labels: Sequence[str]) -> list[float]:
+            numbers = {None: -1.0, MEAN: -2.0, **{uid: -3.0 - place for place, uid in enumerate(LABELS)}}
+            return [numbers[picture]] * len(labels)
+
+    judge = Numbered()
+    questions = ask(ITEMS, num_choices=4, num_draws=1, seed=0)
+    for group in answer_choices(questions, judge, CONFIG, frozenset()):
+        for answer in group:
+            (expected,) = judge.log_likelihoods(answer.picture or None, [answer.label])
+            assert answer.draws[0].log_likelihoods == (expected,) * 4
+            assert answer.draws[0].scores == (expected + 2.0,) * 4

@@ -95,7 +95,7 @@ def answer_choices(
         labels = sorted(set().union(*(question.candidates for question, _ in asked)))
         likelihoods = _table(judge, picture, labels)
         yield [_answer(question, control, picture, likelihoods, tables, judge, config) for question, control in asked]
-    yield [_answer(question, "none", "", tables.mean, tables, judge, config) for question in questions]
+    yield [_answer(question, "none", "", tables.none, tables, judge, config) for question in questions]
 
 
 def _table(judge: Judge, picture: str | None, labels: Sequence[str]) -> dict[str, float]:

@@ -38,5 +38,6 @@ rebus train $recipes/sft.yaml
 rebus shards $recipes/heldout.yaml
 rebus eval $recipes/eval.yaml
 
-# What came out: results.json, report.html, and the line to type next.
+# What came out: results.json, report.html (with the targets beside the values), and the line to type next.
+cp $recipes/targets.json $demo/
 rebus report $demo

@@ -57,9 +57,7 @@ def test_two_ranks_train_like_one(tiny_way):
     alone = run(load_recipe(TrainRecipe, tiny_way.recipe("alone", **settings)))
     recipe = tiny_way.recipe("pair", **settings)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launch, "-m", "rebus", "train", str(recipe)], capture_output=True, text=True, timeout=300
-    )
+    result = subprocess.run([*launch, "-m", "rebus", "train", str(recipe)], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     expected = [row.loss for row in read_rows(alone / "metrics.jsonl")]
     found = [row.loss for row in read_rows(tiny_way.folder / "pair" / "metrics.jsonl")]

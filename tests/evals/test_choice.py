@@ -1,5 +1,6 @@
 """The choice itself, with judges whose answers are known."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebus.evals.answers import ChoiceAnswer
-from rebus.evals.choice import MAX_CANDIDATES, MEAN, answer_choices, choose, describe_rule, score
+from rebus.evals.choice import answer_choices, choose, describe_rule, make_tables, score
 from rebus.evals.config import ChoiceConfig
-from rebus.evals.task import Item, ask
+from rebus.evals.task import Item, ask, reference_pictures
 from rebus.records import Image, content_uid
 
 ITEMS = [Item(content_uid(bytes([n])), f"{n:03d}", f"thing {n}", Image(1, 1, b"")) for n in range(60)]
 LABELS = {item.uid: item.label for item in ITEMS}
 CONFIG = ChoiceConfig()
+REFERENCES = reference_pictures(ITEMS, 6, 0)
 
 
 @dataclass
@@ -37,7 +39,7 @@ class FakeJudge:
 
 def answers_of(judge: FakeJudge, seed: int = 0, num_draws: int = 1, done=frozenset()) -> list[ChoiceAnswer]:
     questions = ask(ITEMS, num_choices=4, num_draws=num_draws, seed=seed)
-    return [answer for group in answer_choices(questions, judge, CONFIG, done) for answer in group]
+    return [answer for group in answer_choices(questions, judge, CONFIG, done, REFERENCES) for answer in group]
 
 
 def accuracy(answers: list[ChoiceAnswer], control: str) -> float:
@@ -67,12 +69,22 @@ def test_the_wrong_picture_is_never_the_items_own():
 def test_a_picture_is_shown_once_and_label_tables_are_made_once():
     judge = FakeJudge()
     answers_of(judge)
-    shown = [picture for picture, _ in judge.calls if picture not in (MEAN, None)]
+    shown = [picture for picture, labels in judge.calls if len(labels) < len(LABELS)]
     assert sorted(shown) == sorted(LABELS)
-    for reference in (MEAN, None):
-        labels = [label for picture, labels in judge.calls if picture == reference for label in labels]
-        assert sorted(labels) == sorted(LABELS.values())
-    assert max(len(labels) for _, labels in judge.calls) <= MAX_CANDIDATES
+    tables = [picture for picture, labels in judge.calls if sorted(labels) == sorted(LABELS.values())]
+    assert tables == [*REFERENCES, None]
+    assert len(set(REFERENCES)) == 6
+
+
+def test_the_marginal_is_the_likelihood_averaged_over_references():
+    class Known(FakeJudge):
+        def log_likelihoods(self, picture: str | None, labels: Sequence[str]) -> list[float]:
+            return [math.log(0.5) if picture == "a" else math.log(0.1)] * len(labels)
+
+    questions = ask(ITEMS, num_choices=4, num_draws=1, seed=0)
+    tables = make_tables(questions, Known(), ["a", "b"])
+    assert list(tables.marginal.values()) == pytest.approx([math.log((0.5 + 0.1) / 2)] * len(LABELS))
+    assert set(make_tables(questions, Known(), []).marginal.values()) == {0.0}
 
 
 def test_resuming_asks_the_same_batches_and_skips_what_is_done():
@@ -89,14 +101,14 @@ def test_resuming_asks_the_same_batches_and_skips_what_is_done():
 def test_the_rule_is_what_it_says(raw: list[float], reference: list[float]):
     pmi = [score(a, b, 3, CONFIG) for a, b in zip(raw, reference, strict=True)]
     assert pmi == [a - b for a, b in zip(raw, reference, strict=True)]
-    plain = ChoiceConfig(calibrate=False, normalise="mean")
-    assert score(raw[0], reference[0], 4, plain) == raw[0] / 4
+    plain = ChoiceConfig(num_references=0, normalise="mean")
+    assert score(raw[0], 0.0, 4, plain) == raw[0] / 4
     assert choose("abcd", pmi) == "abcd"[pmi.index(max(pmi))]
 
 
 def test_the_rule_in_words_follows_the_settings():
-    assert "mean visual features" in describe_rule(CONFIG)
-    assert "mean visual features" not in describe_rule(ChoiceConfig(calibrate=False))
+    assert "averaged over 16 held-out pictures" in describe_rule(CONFIG)
+    assert "averaged" not in describe_rule(ChoiceConfig(num_references=0))
     assert "mean per token" in describe_rule(ChoiceConfig(normalise="mean"))
 
 
@@ -111,7 +123,8 @@ def test_calibration_takes_away_what_a_label_has_anyway():
     questions = ask(ITEMS, num_choices=4, num_draws=1, seed=0)
     shares = {}
     for calibrate in (True, False):
-        groups = answer_choices(questions, Biased(skill=0.5), ChoiceConfig(calibrate=calibrate), frozenset())
+        references = REFERENCES if calibrate else []
+        groups = answer_choices(questions, Biased(skill=0.5), CONFIG, frozenset(), references)
         shares[calibrate] = accuracy([answer for group in groups for answer in group], "right")
     assert shares[True] == 1.0
     assert shares[False] < 0.6
@@ -122,13 +135,14 @@ def test_each_control_is_scored_under_its_own_picture():
 
     class Numbered(FakeJudge):
         def log_likelihoods(self, picture: str | None, labels: Sequence[str]) -> list[float]:
-            numbers = {None: -1.0, MEAN: -2.0, **{uid: -3.0 - place for place, uid in enumerate(LABELS)}}
+            numbers = {None: -1.0, **{uid: -3.0 - place for place, uid in enumerate(LABELS)}}
             return [numbers[picture]] * len(labels)
 
     judge = Numbered()
     questions = ask(ITEMS, num_choices=4, num_draws=1, seed=0)
-    for group in answer_choices(questions, judge, CONFIG, frozenset()):
+    (marginal,) = judge.log_likelihoods(REFERENCES[0], ["any"])
+    for group in answer_choices(questions, judge, CONFIG, frozenset(), REFERENCES[:1]):
         for answer in group:
             (expected,) = judge.log_likelihoods(answer.picture or None, [answer.label])
             assert answer.draws[0].log_likelihoods == (expected,) * 4
-            assert answer.draws[0].scores == (expected + 2.0,) * 4
+            assert answer.draws[0].scores == pytest.approx((expected - marginal,) * 4)

@@ -125,23 +125,24 @@ def test_questions_are_about_kept_samples_and_true(pool, questions):
     labels = metadata_labels(pool[0])
     assert {record["id"] for record in records} == kept
     words = {label for uid, label in labels.items() if uid in kept}
-    num_no = 0
+    verdicts = []
     for record in records:
         label, turns = labels[record["id"]], record["conversations"]
         assert (folder / record["image"]).is_file()
         assert "".join(turn["value"] for turn in turns).count("<image>") == 1
-        for question, answer in zip(turns[::2], turns[1::2], strict=True):
-            if ": " in question["value"] and question["value"].startswith("Which"):
-                options = question["value"].split(": ", 1)[1].removesuffix("?")
-                assert label in options
-                assert any(word in options for word in words - {label})
-            if answer["value"].startswith("No,"):
-                num_no += 1
-                assert label in answer["value"]
-                assert question["value"] not in (f"Is this {label}?", f"<image>\nIs this {label}?")
-            if answer["value"] == "Yes.":
-                assert label in question["value"]
-    assert num_no == len(records) // 2
+        assert [turn["value"] for turn in turns[:2]] == ["<image>\nWhat is this?", label]
+        question, answer = (turn["value"] for turn in turns[2:])
+        if question.startswith("Which one: "):
+            options = question.removeprefix("Which one: ").removesuffix("?")
+            assert answer == label
+            assert label in options
+            assert any(word in options for word in words - {label})
+        if question.startswith("Is it "):
+            verdicts.append(answer)
+            assert (question == f"Is it {label}?") == (answer == "Yes")
+    assert set(verdicts) == {"Yes", "No"}
+    names = [json.loads(line) for line in (folder / "names.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["caption"]) for row in names] == [(r["image"], f" {labels[r['id']]}") for r in records]
 
 
 def metadata_labels(folder: Path) -> dict[str, str]:

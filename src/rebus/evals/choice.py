@@ -1,22 +1,17 @@
 """Multiple choice by likelihood: the candidates are the labels, and the model never sees them in its prompt."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from rebus.evals.answers import ChoiceAnswer, Control, Draw
 from rebus.evals.config import ChoiceConfig
 from rebus.evals.task import Question
 
-MEAN: Final = "mean"
-"""Stands for a picture of nothing in particular: the mean of all held-out pictures' features."""
-
-MAX_CANDIDATES = 32
-"""Labels that are scored as one batch."""
-
 
 class Judge(Protocol):
-    """Whoever can say how likely a label is. picture: a uid, MEAN, or None for a prompt without any picture."""
+    """Whoever can say how likely a label is. picture: a uid, or None for a prompt without any picture."""
 
     def log_likelihoods(self, picture: str | None, labels: Sequence[str]) -> list[float]: ...
 
@@ -25,31 +20,31 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Tables:
-    """Log-likelihoods that hang on the label alone: label -> nats."""
+    """What hangs on the label alone: label -> nats. marginal: see `score`; none: without a picture."""
 
-    mean: Mapping[str, float]
+    marginal: Mapping[str, float]
     none: Mapping[str, float]
 
 
-def score(log_likelihood: float, reference: float, num_tokens: int, config: ChoiceConfig) -> float:
-    """The scoring rule, the same for every control.
+def score(log_likelihood: float, log_marginal: float, num_tokens: int, config: ChoiceConfig) -> float:
+    """The scoring rule, the same for every control: pointwise mutual information of picture and label, in nats.
 
-    log_likelihood: of the label, summed over its tokens, in nats. reference: the same under the mean picture. The
-    difference says how much more likely the picture makes the label (domain-conditional PMI: Holtzman et al. 2021,
-    "Surface form competition", section 3; contextual calibration: Zhao et al. 2021, section 4), so that a label gains
-    nothing by being common or short.
+    log_likelihood: log p(label | picture), summed over its tokens. log_marginal: log p(label), the likelihood averaged
+    over reference pictures. The difference says how much more likely this picture makes the label than pictures do in
+    general, so that a label gains nothing by being common or short (Holtzman et al. 2021, "Surface form competition",
+    section 3, with the marginal over pictures in place of a domain prompt).
     """
-    calibrated = log_likelihood - reference if config.calibrate else log_likelihood
-    return calibrated / num_tokens if config.normalise == "mean" else calibrated
+    difference = log_likelihood - log_marginal
+    return difference / num_tokens if config.normalise == "mean" else difference
 
 
 def describe_rule(config: ChoiceConfig) -> str:
     """The scoring rule in words, for results.json."""
     kind = "sum" if config.normalise == "sum" else "mean per token"
     calibration = (
-        " minus the log-likelihood of the same label under the same prompt with the mean visual features of all "
-        "held-out pictures"
-        if config.calibrate
+        f", minus the log of the label's likelihood averaged over {config.num_references} held-out pictures drawn by "
+        "the seed (pointwise mutual information)"
+        if config.num_references
         else ""
     )
     return (
@@ -63,10 +58,21 @@ def choose(candidates: Sequence[str], scores: Sequence[float]) -> str:
     return candidates[max(range(len(scores)), key=lambda number: scores[number])]
 
 
-def make_tables(questions: Sequence[Question], judge: Judge) -> Tables:
-    """Scores every label that is asked about once under the mean picture and once without a picture."""
+def make_tables(questions: Sequence[Question], judge: Judge, references: Sequence[str]) -> Tables:
+    """Scores every label that is asked about under each reference picture (uids) and once without a picture."""
     labels = sorted(set().union(*(question.candidates for question in questions)))
-    return Tables(_table(judge, MEAN, labels), _table(judge, None, labels))
+    tables = [_table(judge, picture, labels) for picture in references]
+    return Tables(
+        {label: _log_mean_exp([table[label] for table in tables]) for label in labels}, _table(judge, None, labels)
+    )
+
+
+def _log_mean_exp(values: Sequence[float]) -> float:
+    """Logarithm of the mean of exponentials; 0, which changes no score, of nothing."""
+    if not values:
+        return 0.0
+    peak = max(values)
+    return peak + math.log(sum(math.exp(value - peak) for value in values) / len(values))
 
 
 def pictures_to_show(questions: Sequence[Question]) -> dict[str, list[tuple[Question, Control]]]:
@@ -80,14 +86,18 @@ def pictures_to_show(questions: Sequence[Question]) -> dict[str, list[tuple[Ques
 
 
 def answer_choices(
-    questions: Sequence[Question], judge: Judge, config: ChoiceConfig, done: Set[tuple[str, Control]]
+    questions: Sequence[Question],
+    judge: Judge,
+    config: ChoiceConfig,
+    done: Set[tuple[str, Control]],
+    references: Sequence[str],
 ) -> Iterator[list[ChoiceAnswer]]:
-    """Yields the answers, a picture at a time, and last those without a picture.
+    """Yields the answers, a picture at a time, and last those without a picture. references: uids.
 
     A picture's labels form the same batches whether or not some of its answers are in `done` already, so a resumed
     evaluation gives the same numbers to the last bit; a picture that is all done is not shown again.
     """
-    tables = make_tables(questions, judge)
+    tables = make_tables(questions, judge, references)
     for picture, asked in pictures_to_show(questions).items():
         if all((question.item.uid, control) in done for question, control in asked):
             yield []
@@ -99,9 +109,7 @@ def answer_choices(
 
 
 def _table(judge: Judge, picture: str | None, labels: Sequence[str]) -> dict[str, float]:
-    chunks = [labels[start : start + MAX_CANDIDATES] for start in range(0, len(labels), MAX_CANDIDATES)]
-    values = [value for chunk in chunks for value in judge.log_likelihoods(picture, chunk)]
-    return dict(zip(labels, values, strict=True))
+    return dict(zip(labels, judge.log_likelihoods(picture, labels), strict=True))
 
 
 def _answer(
@@ -117,7 +125,7 @@ def _answer(
     for candidates in question.draws:
         raw = tuple(likelihoods[label] for label in candidates)
         scores = tuple(
-            score(value, tables.mean[label], judge.num_tokens(label), config)
+            score(value, tables.marginal[label], judge.num_tokens(label), config)
             for label, value in zip(candidates, raw, strict=True)
         )
         draws.append(Draw(candidates, raw, scores, choose(candidates, scores)))

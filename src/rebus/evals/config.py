@@ -31,13 +31,14 @@ class ChoiceConfig(Config):
     """Multiple choice by likelihood.
 
     num_draws: independent draws of the wrong candidates of each item. normalise: candidates are ranked by the sum or
-    the mean of their tokens' log-likelihoods. calibrate: minus the log-likelihood under an uninformative picture.
+    the mean of their tokens' log-likelihoods. num_references: pictures over which the marginal likelihood of a
+    label is averaged, see choice.score; 0 ranks by the plain log-likelihood.
     """
 
     num_choices: int = Field(default=4, ge=2)
     num_draws: int = Field(default=1, ge=1)
     normalise: Literal["sum", "mean"] = "sum"
-    calibrate: bool = True
+    num_references: int = Field(default=16, ge=0)
 
 
 class NamingConfig(Config):

@@ -8,11 +8,10 @@ import torch
 
 from rebus.checkpoints.load import load_model
 from rebus.errors import DataError
-from rebus.evals.choice import MEAN
 from rebus.evals.config import EvalRecipe, PromptConfig
 from rebus.evals.task import Item
 from rebus.log import track
-from rebus.model.families import VisionLanguageModel
+from rebus.model.families import VisionLanguageModel, merge_lora
 from rebus.model.generate import Prompt, Sampling, generate, prompt_of, score_continuations
 from rebus.pictures import ImageConfig, prepare_image
 from rebus.records import Image
@@ -33,16 +32,16 @@ class Examinee:
 
     def __init__(self, recipe: EvalRecipe, items: Sequence[Item]) -> None:
         self.model, tokens = load_model(recipe.model, device=recipe.device)
+        merge_lora(self.model)  # a third of the matrix products, the same answers
         self.tokens = load_tokens(TokensConfig.model_validate(tokens))
         self.prompt = recipe.prompt
         self.items = {item.uid: number for number, item in enumerate(items)}
         self.features = read_features(self.model, self.tokens.config.image, items, recipe)
-        self.mean = self.features.mean(0)
         self.image = items[0].image
         self.label_ids = lru_cache(maxsize=None)(partial(label_ids, prompt=recipe.prompt, tokens=self.tokens))
 
     def log_likelihoods(self, picture: str | None, labels: Sequence[str]) -> list[float]:
-        """Of each label after the prompt, summed over its tokens, in nats. picture: a uid, MEAN or None."""
+        """Of each label after the prompt, summed over its tokens, in nats. picture: a uid or None."""
         return score_continuations(self.model, self._prompt(picture), [self.label_ids(label) for label in labels])
 
     def num_tokens(self, label: str) -> int:
@@ -56,9 +55,7 @@ class Examinee:
 
     def _prompt(self, picture: str | None) -> Prompt:
         encoded = encode_question(self.prompt, self.image if picture is not None else None, self.tokens)
-        features = None
-        if picture is not None:
-            features = (self.mean if picture == MEAN else self.features[self.items[picture]])[None]
+        features = self.features[self.items[picture]][None] if picture is not None else None
         starts, lengths = encoded.image_starts, encoded.image_lengths
         return prompt_of(encoded.ids, starts, lengths, features, device=self.model.device, key=picture or "no picture")
 

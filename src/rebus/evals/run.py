@@ -11,7 +11,7 @@ from rebus.evals.choice import answer_choices, pictures_to_show
 from rebus.evals.config import EvalRecipe
 from rebus.evals.naming import answer_names
 from rebus.evals.results import show_results, summarise
-from rebus.evals.task import Item, Question, ask, read_items
+from rebus.evals.task import Item, Question, ask, read_items, reference_pictures
 from rebus.fingerprint import Manifest, is_current, prepare_out, read_manifest, write_atomically, write_manifest
 from rebus.log import progress_bar, say
 
@@ -63,9 +63,10 @@ def examine(recipe: EvalRecipe, items: Sequence[Item], questions: Sequence[Quest
     if recipe.num_threads is not None:
         torch.set_num_threads(recipe.num_threads)
     examinee = Examinee(recipe, items)
+    references = reference_pictures(items, recipe.choice.num_references, recipe.seed)
     with progress_bar() as bar, torch.inference_mode():
         task = bar.add_task("choosing", total=len(pictures_to_show(questions)) + 1, note="")
-        for answers in answer_choices(questions, examinee, recipe.choice, set(log.choices)):
+        for answers in answer_choices(questions, examinee, recipe.choice, set(log.choices), references):
             for answer in answers:
                 log.append(answer)
             bar.advance(task)

@@ -109,6 +109,11 @@ def wrong_pictures(items: Sequence[Item], seed: int) -> dict[str, Item]:
     return {item.uid: ring[(place + shift) % len(ring)] for place, item in enumerate(ring)}
 
 
+def reference_pictures(items: Sequence[Item], num_references: int, seed: int) -> list[str]:
+    """uids of the pictures that stand for pictures in general: the first of a seeded order of all."""
+    return sorted((item.uid for item in items), key=lambda uid: seeded(seed, "reference", uid))[:num_references]
+
+
 def seeded(seed: int, purpose: str, name: str) -> int:
     """A number that looks random and follows from its arguments."""
     digest = hashlib.blake2b(f"{seed}\0{purpose}\0{name}".encode(), digest_size=8).digest()

@@ -14,6 +14,7 @@ import pytest
 
 from rebus.fingerprint import Manifest, folder_fingerprint, write_manifest
 from rebus.records import content_uid
+from tiny_models import save_tiny_llama
 from tiny_way import speaking_folder, tiny_way
 
 __all__ = ["speaking_folder", "tiny_way"]
@@ -85,9 +86,6 @@ def tiny_shards(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> Path:
     """A checkpoint of a random Llama with a tiny tower: chatml, 2 x 2 tokens a picture, 256 tokens at most."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from rebus.checkpoints.save import save_model
     from rebus.model.config import ModelConfig
     from rebus.model.families import build
@@ -96,19 +94,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_fol
     from rebus.towers import TowerConfig
 
     folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(1)
-    language = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(language).save_pretrained(folder / "language")
+    save_tiny_llama(folder / "language", vocabulary=300)
     tower = TowerConfig(kind="tiny", image_size=32)
     model = build(ModelConfig(tower=tower, tokens_per_side=2, language=folder / "language"))
     image = ImageConfig(size=32, tokens_per_side=2)

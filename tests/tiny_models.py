@@ -16,15 +16,15 @@ VOCABULARY = 97
 TOKENS_PER_IMAGE = 4
 
 
-def save_tiny_llama(folder: Path) -> Path:
-    """A hub folder with two layers and grouped queries."""
+def save_tiny_llama(folder: Path, vocabulary: int = VOCABULARY) -> Path:
+    """A hub folder of a random Llama with two layers and grouped queries."""
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,

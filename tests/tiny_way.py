@@ -6,32 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from rebus.packs.config import PackRecipe
 from rebus.packs.run import run as pack
 from rebus.pictures import ImageConfig
 from rebus.tokens.config import TokensConfig
+from tiny_models import save_tiny_llama
 
 
 @pytest.fixture(scope="session")
 def speaking_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> Path:
     """A hub folder: a random Llama of two layers, and the tokenizer that its vocabulary fits."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("speaking")
-    torch.manual_seed(2)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    folder = save_tiny_llama(tmp_path_factory.mktemp("speaking"), vocabulary=300)
     shutil.copy(tiny_tokenizer_folder / "tokenizer.json", folder)
     return folder
 

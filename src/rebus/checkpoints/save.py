@@ -13,6 +13,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from rebus.errors import DataError
 from rebus.fingerprint import (
     MANIFEST,
     Manifest,
@@ -66,6 +67,8 @@ def language_fingerprint(folder: Path) -> str:
     """Of a hub folder's config and weights; an imported folder's manifest saves hashing them."""
     if (folder / MANIFEST).is_file():
         return read_manifest(folder, "weights").fingerprint
+    if not (folder / "config.json").is_file():
+        raise DataError(f"no language model at {folder} (it holds no config.json). `rebus import --help` makes one.")
     names = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     return fingerprint({path.name: file_fingerprint(path) for path in names})
 

@@ -55,7 +55,11 @@ def run(recipe: ScoreRecipe) -> Path:
     shards = list_shards(recipe.shards)
     source = read_manifest(recipe.shards, "shards")
     made_by = {"format": FORMAT, **recipe.model_dump(mode="json", exclude={"out", "num_threads"})}
-    manifest = Manifest("scores", made_by, {"shards": source.fingerprint})
+    inputs = {"shards": source.fingerprint}
+    for scorer in chosen:
+        if hasattr(scorer.module, "inputs"):
+            inputs |= {f"{scorer.name}/{name}": found for name, found in scorer.module.inputs(scorer.options).items()}
+    manifest = Manifest("scores", made_by, inputs)
     if is_current(recipe.out, manifest):
         say(f"{recipe.out} is up to date")
         return recipe.out

@@ -13,7 +13,7 @@ import torch
 from rebus.batches.batch import Batch
 from rebus.batches.feed import Feed
 from rebus.batches.loader import iterate_batches
-from rebus.checkpoints.save import save_model
+from rebus.checkpoints.save import language_fingerprint, save_model
 from rebus.checkpoints.state import latest_state, prune_states, save_state
 from rebus.config import dump_recipe
 from rebus.fingerprint import Manifest, is_current, prepare_out, read_manifest, write_manifest
@@ -21,6 +21,7 @@ from rebus.log import progress_bar, say, show_table
 from rebus.mesh import Mesh, join_mesh, leave_mesh, wait_for_all
 from rebus.model.families import VisionLanguageModel
 from rebus.records import Damage
+from rebus.towers import tower_fingerprint
 from rebus.training.config import TrainRecipe
 from rebus.training.metrics import StepRow, append_row, read_rows, rewind
 from rebus.training.optimizer import (
@@ -90,6 +91,9 @@ def describe(recipe: TrainRecipe) -> Manifest:
     inputs = {"plan": read_manifest(recipe.plan, "plan").fingerprint}
     if recipe.init is not None:
         inputs["init"] = read_manifest(recipe.init, "checkpoint").fingerprint
+    if recipe.model is not None:
+        inputs["language"] = language_fingerprint(recipe.model.language)
+        inputs["tower"] = tower_fingerprint(recipe.model.tower)
     return Manifest("checkpoint", {"format": FORMAT, **recipe.model_dump(mode="json", exclude=not_shaping)}, inputs)
 
 

@@ -18,9 +18,10 @@ from pydantic import Field
 
 from rebus.config import Config
 from rebus.errors import ConfigError, DataError
+from rebus.fingerprint import folder_fingerprint
 from rebus.pictures import ImageConfig, prepare_image
 from rebus.scores.decode import Decoded
-from rebus.towers import TowerConfig
+from rebus.towers import TowerConfig, tower_fingerprint
 
 MAX_POOL = 20_000
 
@@ -49,8 +50,10 @@ def open_scorer(options: Options) -> Callable[[list[Decoded]], dict[str, np.ndar
     """
     from tokenizers import Tokenizer
 
-    from rebus.towers import FeatureCache, build_tower, encode_cached, tower_fingerprint
+    from rebus.towers import FeatureCache, build_tower, encode_cached
 
+    if not (options.language / "tokenizer.json").is_file():
+        raise ConfigError(f"{options.language} holds no tokenizer.json. `rebus import` makes hub folders that do.")
     table = _embedding_table(options.language)
     tokenizer = Tokenizer.from_file(str(options.language / "tokenizer.json"))
     tower = build_tower(options.tower)
@@ -69,6 +72,14 @@ def open_scorer(options: Options) -> Callable[[list[Decoded]], dict[str, np.ndar
         return {"image": features.mean(axis=1), "text": text}
 
     return measure
+
+
+def inputs(options: Options) -> dict[str, str]:
+    """Fingerprints of the weights that the features come from."""
+    return {
+        "language": folder_fingerprint(options.language, "*.safetensors"),
+        "tower": tower_fingerprint(options.tower),
+    }
 
 
 def judge(options: Options, pool: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TinySample, tiny_picture, write_shards
 from rebus.batches.feed import Feed, Preparation, build_batch, open_feed
 from rebus.batches.loader import iterate_batches
 from rebus.errors import ConfigError
@@ -17,6 +16,7 @@ from rebus.packs.config import PackRecipe
 from rebus.packs.run import run
 from rebus.records import Image
 from rebus.tokens.config import ImageConfig, TokensConfig
+from tiny_samples import TinySample, tiny_picture, write_shards
 
 
 @pytest.fixture

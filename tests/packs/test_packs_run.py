@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import TinySample, tiny_picture, write_shards
 from rebus.errors import ConfigError, DataError, StrangerError
 from rebus.fingerprint import Manifest, read_manifest, write_manifest
 from rebus.packs import run as pack_run
 from rebus.packs.config import PackRecipe
 from rebus.packs.plan import open_plan
 from rebus.tokens.config import ImageConfig, TokensConfig
+from tiny_samples import TinySample, tiny_picture, write_shards
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TinySample, tiny_picture, write_shards
 from rebus.batches.feed import open_feed
 from rebus.errors import ConfigError, DataError
 from rebus.fingerprint import Manifest, write_manifest
@@ -17,6 +16,7 @@ from rebus.show import run
 from rebus.show.page import render_page
 from rebus.show.view import SlotView, TokenView, view_pack
 from rebus.tokens.config import ImageConfig, TokensConfig
+from tiny_samples import TinySample, tiny_picture, write_shards
 
 
 @pytest.fixture

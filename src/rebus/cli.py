@@ -193,11 +193,11 @@ def explain(error: Exception) -> str:
     """The one message for an error: our own words as they are, the system's with what to do."""
     if isinstance(error, RebusError):
         return f"error: {error}"
+    full = os.strerror(errno.ENOSPC)
+    if full in str(error):  # safetensors and Arrow wrap the system's error in their own
+        return f"error: {full}. Free some space and run the same command again: it goes on.\n({error})"
     if isinstance(error, OSError) and error.errno is not None:
         where = f" ({error.filename})" if error.filename else ""
-        is_full = error.errno == errno.ENOSPC
-        hint = "Free some space and run the same command again: it goes on." if is_full else "Check the path."
-        return f"error: {os.strerror(error.errno)}{where}. {hint}"
-    return (
-        f"error: {type(error).__name__}: {error}\nThis is a defect in Rebus. Run again with --debug for the traceback."
-    )
+        return f"error: {os.strerror(error.errno)}{where}. Check the path."
+    kind = type(error).__name__
+    return f"error: {kind}: {error}\nThis is a defect in Rebus. Run again with --debug for the traceback."

@@ -9,7 +9,7 @@ WEIGHTS := .venv/.weights
 demo: $(WEIGHTS)  ## the whole way on real weights and pictures: about ten minutes on two cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/demo.sh
 
-test: $(INSTALLED) lint  ## ruff, mypy, pytest
+test: $(WEIGHTS) lint  ## ruff, mypy, pytest
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)

@@ -139,7 +139,11 @@ def test_a_defect_says_so_and_debug_shows_the_traceback(capsys, monkeypatch):
 def test_ctrl_c_ends_with_130_and_goes_on_later(tiny_way):
     recipe_path = tiny_way.recipe("stopped", steps=4000)
     process = subprocess.Popen(
-        [sys.executable, "-m", "rebus", "train", str(recipe_path)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "rebus", "train", str(recipe_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs this test in the background makes its children deaf to Ctrl-C; a terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     metrics, end = tiny_way.folder / "stopped" / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.is_file() and metrics.stat().st_size):

@@ -76,9 +76,10 @@ def test_folding_keeps_efficientnet(tmp_path: Path):
     """Against the package's own forward pass, with random weights and lively BatchNorm statistics."""
     import safetensors.torch
 
-    package = pytest.importorskip("efficientnet_lite_pytorch")
+    from efficientnet_lite_pytorch import EfficientNet
+
     torch.manual_seed(0)
-    network = package.EfficientNet.from_name("efficientnet-lite0", image_size=64).eval()
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=64).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)

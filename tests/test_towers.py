@@ -75,7 +75,6 @@ def test_missing_weights_are_named(tmp_path: Path):
 def test_folding_keeps_efficientnet(tmp_path: Path):
     """Against the package's own forward pass, with random weights and lively BatchNorm statistics."""
     import safetensors.torch
-
     from efficientnet_lite_pytorch import EfficientNet
 
     torch.manual_seed(0)

@@ -2,7 +2,6 @@
 
 import io
 import math
-import warnings
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded. Pillow knows more, some by starting other programs (EPS: Ghostscript): not for foreign data."""
+
+MAX_PIXELS = 89_478_485
+"""Pictures with more are refused before they are decoded: Pillow's own limit, 256 MiB as RGB."""
 
 ResizeName = Literal["squash", "crop", "letterbox"]
 
@@ -48,10 +50,10 @@ def decode_image(data: bytes) -> "PIL.Image.Image":
     import PIL.Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
-            picture.load()
+        picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"{picture.width} x {picture.height} pixels, over the limit of {MAX_PIXELS:,}")
+        picture.load()
     except (OSError, SyntaxError, PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable picture: {error}") from error
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:

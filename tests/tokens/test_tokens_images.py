@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,3 +76,10 @@ def test_damaged_picture_is_a_value_error():
 
 def test_image_takes_the_square_of_tokens_per_side():
     assert num_image_tokens(640, 480, ImageConfig(tokens_per_side=7)) == 49
+
+
+def test_a_picture_over_the_limit_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr("rebus.pictures.MAX_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr(PIL.PngImagePlugin.PngImageFile, "load", lambda _: pytest.fail("was decoded"))
+    with pytest.raises(ValueError, match="64 x 64 pixels, over the limit of 4,095"):
+        prepare_image(png(PIL.Image.new("RGB", (64, 64))), ImageConfig())

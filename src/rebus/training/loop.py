@@ -2,7 +2,6 @@
 loading the last state and going on; there is no cursor to restore."""
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import torch
 from rebus.batches.batch import Batch
 from rebus.batches.feed import Feed
 from rebus.batches.loader import iterate_batches
+from rebus.batches.order import num_steps_for
 from rebus.checkpoints.save import language_fingerprint, save_model
 from rebus.checkpoints.state import latest_state, prune_states, save_state
 from rebus.config import dump_recipe
@@ -105,7 +105,9 @@ def open_run(recipe: TrainRecipe, mesh: Mesh) -> Run:
     feed, model = open_start(recipe)
     trainable = freeze_all_but(model, set(recipe.trains))
     optimizer = build_optimizer(trainable, recipe.trains, recipe.optimizer)
-    num_steps = recipe.steps or math.ceil((recipe.epochs or 0) * feed.num_packs / recipe.packs_per_step)
+    num_steps = recipe.steps or num_steps_for(
+        recipe.epochs or 0, num_packs=feed.num_packs, packs_per_step=recipe.packs_per_step
+    )
     return Run(recipe, feed, model.to(recipe.device).train(), trainable, optimizer, num_steps, mesh)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rebus.engine import list_shards
 from rebus.fingerprint import write_atomically
-from rebus.records import Image, Text
+from rebus.records import Damage, Image, Text
 from rebus.shards.index import judge_groups
 
 SAMPLES_A_PAGE = (1, 2, 3, 4)
@@ -28,11 +28,11 @@ def take_samples(source: Path, number: int, out: Path) -> list[tuple[str, str]]:
     """Writes the first pictures of a set. Returns (file under out, label) of each."""
     taken = []
     for group, outcome in islice(judge_groups(list_shards(source)[0]), number):
-        if not isinstance(outcome, tuple):
+        if isinstance(outcome, Damage):
             continue
         name = f"images/{group.key}.webp"
-        label = next(part.text for part in outcome[1].parts if isinstance(part, Text)).partition(":")[0]
-        image = next(part for part in outcome[1].parts if isinstance(part, Image))
+        label = next(part.text for part in outcome.sample.parts if isinstance(part, Text)).partition(":")[0]
+        image = next(part for part in outcome.sample.parts if isinstance(part, Image))
         write_atomically(out / name, image.data or b"")
         taken.append((name, label))
     return taken

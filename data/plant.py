@@ -22,7 +22,7 @@ from rebus.errors import DataError
 from rebus.fingerprint import discard, fingerprint, write_atomically
 from rebus.log import say
 from rebus.pictures import decode_image
-from rebus.shards import assemble, index
+from rebus.shards import damage, index
 from rebus.shards.sources.tars import tars_fingerprint
 from rebus.shards.write import write_shard
 
@@ -78,7 +78,7 @@ def blank_caption(members: Members) -> Members:
 
 
 def caption_with_placeholder(members: Members) -> Members:
-    return {**members, "txt": assemble.PLACEHOLDER.encode() + b" " + members["txt"]}
+    return {**members, "txt": damage.PLACEHOLDER.encode() + b" " + members["txt"]}
 
 
 def bomb(members: Members) -> Members:
@@ -100,19 +100,19 @@ def unharmed(members: Members) -> Members:
 
 
 KINDS: list[tuple[str, Callable[[Members], Members]]] = [
-    (assemble.ZERO_BYTE_IMAGE, without_bytes),
-    (assemble.UNDECODABLE_IMAGE, truncated),
-    (assemble.UNREADABLE_IMAGE, text_for_image),
-    (assemble.BAD_JSON, bad_json),
-    (assemble.MISSING_CAPTION, without_caption),
-    (assemble.BAD_UTF8, bad_utf8),
-    (assemble.MISSING_IMAGE, without_image),
-    (assemble.UNDECODABLE_IMAGE, truncated),
-    (assemble.EMPTY_CAPTION, blank_caption),
-    (assemble.PLACEHOLDER_IN_CAPTION, caption_with_placeholder),
-    (assemble.BOMB, bomb),
+    (damage.ZERO_BYTE_IMAGE, without_bytes),
+    (damage.UNDECODABLE_IMAGE, truncated),
+    (damage.UNREADABLE_IMAGE, text_for_image),
+    (damage.BAD_JSON, bad_json),
+    (damage.MISSING_CAPTION, without_caption),
+    (damage.BAD_UTF8, bad_utf8),
+    (damage.MISSING_IMAGE, without_image),
+    (damage.UNDECODABLE_IMAGE, truncated),
+    (damage.EMPTY_CAPTION, blank_caption),
+    (damage.PLACEHOLDER_IN_CAPTION, caption_with_placeholder),
+    (damage.BOMB, bomb),
     (index.DUPLICATE_KEY, unharmed),
-    (assemble.OVERSIZED_CAPTION, endless_caption),
+    (damage.OVERSIZED_CAPTION, endless_caption),
 ]
 """Reason that must be found, and how it is made; taken in turn, so the first half lands on samples of the set."""
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "rebus"
 
 ABOVE = {"cli", "__main__", "report", "trace", "show", "doctor"}
 BELOW = {"__init__", "clock", "config", "engine", "errors", "fingerprint", "log", "mesh", "pictures", "records"}
-BELOW |= {"towers"}  # frozen encoders: scoring and the model both look through them
+BELOW |= {"storage", "towers"}  # frozen encoders: scoring and the model both look through them
 STAGES = {
     "shards": set(),
     "scores": {"shards"},

@@ -13,6 +13,7 @@ import pyarrow.parquet
 
 from rebus.fingerprint import Manifest, folder_fingerprint, write_manifest
 from rebus.records import content_uid
+from rebus.shards.index import SCHEMA
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,7 @@ def _write_shard(path: Path, samples: Sequence[TinySample], first: int) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, sample in enumerate(samples, start=first):
             rows.append(_write_sample(tar, f"{number:09d}", sample))
-    schema = pa.schema(
-        [("key", pa.string()), ("uid", pa.string()), ("kind", pa.string()), ("offset", pa.int64())]
-        + [("length", pa.int64())]
-        + [(name, pa.int32()) for name in ("width", "height", "num_images", "text_chars")]
-    )
-    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, schema), path.with_suffix(".index.parquet"))
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, SCHEMA), path.with_suffix(".index.parquet"))
     path.with_suffix(".quarantine.jsonl").write_text("")
 
 
@@ -65,10 +61,11 @@ def _write_sample(tar: tarfile.TarFile, key: str, sample: TinySample) -> dict:
     else:
         members["txt"] = sample.caption.encode()
     members["json"] = json.dumps(metadata).encode()
-    offset, end = tar.offset, 0
+    offset, end, text_offset = tar.offset, 0, 0
     for extension, content in members.items():
         info = tarfile.TarInfo(f"{key}.{extension}")
         info.size = len(content)
+        text_offset = tar.offset if extension in ("txt", "json") and not text_offset else text_offset
         tar.addfile(info, io.BytesIO(content))
         end = tar.offset - (-len(content) % 512)
     width, height = PIL.Image.open(io.BytesIO(sample.image)).size if sample.image is not None else (0, 0)
@@ -82,4 +79,8 @@ def _write_sample(tar: tarfile.TarFile, key: str, sample: TinySample) -> dict:
         "height": height,
         "num_images": int(sample.image is not None),
         "text_chars": len(sample.caption),
+        "image_sizes": [width, height] if sample.image is not None else [],
+        "text_offset": text_offset or offset,
+        "text_length": end - (text_offset or offset),
+        "notes": "",
     }

@@ -4,10 +4,10 @@ An unknown key is an error that names the nearest known one; the resolved recipe
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from rebus.errors import ConfigError, nearest
 from rebus.fingerprint import write_atomically
@@ -20,6 +20,10 @@ class Config(BaseModel):
 
 
 Recipe = TypeVar("Recipe", bound=Config)
+
+Url = Annotated[str, StringConstraints(pattern=r"^[a-z0-9+]+://")]
+Place = Url | Path
+"""A path on this machine, or a URL of storage that fsspec reads (s3://bucket/folder)."""
 
 
 def load_recipe(model: type[Recipe], path: Path, overrides: list[str] | None = None) -> Recipe:

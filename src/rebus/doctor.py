@@ -112,7 +112,7 @@ def examine_shard(tar: Path) -> tuple[int, list[Damage]]:
         if isinstance(outcome, Damage):
             damages.append(outcome)
             continue
-        damage = undecodable(tar, group.offset, outcome[1])
+        damage = undecodable(tar, group.offset, outcome.sample)
         if damage is None:
             num_good += 1
         else:

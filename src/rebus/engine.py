@@ -5,48 +5,65 @@ killed goes on where it stopped: shards whose output exists are skipped.
 import concurrent.futures
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from rebus.errors import DataError
 from rebus.log import progress_bar
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def list_shards(folder: Path) -> list[Path]:
-    """The .tar files of a folder in name order. Raises DataError where there is none."""
+    """The shards of a folder in name order: tars, and `.link` files that say where a shard's data lies.
+
+    Raises: DataError where there is none.
+    """
     if not folder.is_dir():
         raise DataError(f"no folder at {folder}. `rebus shards --help` shows how to make shards.")
-    shards = sorted(folder.glob("*.tar"))
+    shards = sorted([*folder.glob("*.tar"), *folder.glob("*.link")])
     if not shards:
-        raise DataError(f"{folder} holds no .tar shard. `rebus shards --help` shows how to make shards.")
+        raise DataError(f"{folder} holds no shard. `rebus shards --help` shows how to make shards.")
     return shards
 
 
 def map_shards(
-    function: Callable[[Path], Result], shards: Sequence[Path], *, description: str, num_workers: int = 1
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    description: str,
+    num_workers: int = 1,
+    total: int | None = None,
 ) -> list[Result]:
-    """Applies `function` to every shard and returns the results in the shards' order.
+    """Applies `function` to every item (a shard, a piece of a table) and returns the results in the items' order.
 
+    items: may be an iterator that finds them as it goes; it is read no more than two items a worker ahead.
     num_workers: processes on this machine; 1 stays in this process, which a function with a model on board wants.
     The function must be picklable for more than one worker, and restartable by itself.
     """
+    if isinstance(items, list | tuple):
+        total = len(items)
+        num_workers = min(num_workers, total)
     with progress_bar() as bar:
-        task = bar.add_task(description, total=len(shards), note="")
-        if num_workers <= 1 or len(shards) <= 1:
-            results = []
-            for shard in shards:
-                results.append(function(shard))
-                bar.advance(task)
-            return results
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(min(num_workers, len(shards)), mp_context=context) as pool:
-            futures = [pool.submit(function, shard) for shard in shards]
-            for _ in concurrent.futures.as_completed(futures):
-                bar.advance(task)
-            return [future.result() for future in futures]
+        task = bar.add_task(description, total=total, note="")
+        results = []
+        for result in map(function, items) if num_workers <= 1 else _spread(function, iter(items), num_workers):
+            results.append(result)
+            bar.advance(task)
+        return results
+
+
+def _spread(function: Callable[[Item], Result], items: Iterator[Item], num_workers: int) -> Iterator[Result]:
+    """Results in order, from as many processes."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        waiting = [pool.submit(function, item) for item in islice(items, 3 * num_workers)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [pool.submit(function, item) for item in islice(items, 1)]
 
 
 def default_workers() -> int:

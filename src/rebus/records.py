@@ -24,16 +24,27 @@ class Text:
 class Image:
     """An encoded image (JPEG, PNG, WebP bytes, never decoded here) and its size in pixels, read from its header.
 
-    `data` is None where only the size matters, as in planning.
+    `data` is None where only the size matters, as in planning. width, height: 0 where nobody looked yet.
+    limits: what the source asks of the resize (`min_pixels`, `max_pixels`, `resized_height` ...), name and value.
     """
 
     width: int
     height: int
     data: bytes | None = None
     role: Role = ""
+    limits: tuple[tuple[str, int], ...] = ()
 
 
-Part = Text | Image
+@dataclass(frozen=True)
+class Video:
+    """Frames that were taken from a video when its shard was written. seconds: the time of each in the video."""
+
+    frames: tuple[Image, ...]
+    seconds: tuple[float, ...]
+    role: Role = ""
+
+
+Part = Text | Image | Video
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,19 @@ class Sample:
 
     @property
     def images(self) -> tuple[Image, ...]:
-        return tuple(part for part in self.parts if isinstance(part, Image))
+        """All pictures in order, the frames of videos among them."""
+        return tuple(image for part in self.parts for image in images_of(part))
+
+
+def images_of(part: Part) -> tuple[Image, ...]:
+    """The pictures of one part: itself, a video's frames, or none."""
+    match part:
+        case Image():
+            return (part,)
+        case Video():
+            return part.frames
+        case Text():
+            return ()
 
 
 @dataclass(frozen=True)

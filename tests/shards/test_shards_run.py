@@ -11,7 +11,7 @@ from rebus.config import check_recipe, load_recipe
 from rebus.errors import ConfigError, DataError
 from rebus.fingerprint import Manifest, prepare_out, read_manifest
 from rebus.records import Image, Text
-from rebus.shards import assemble
+from rebus.shards import damage
 from rebus.shards.config import ShardsRecipe
 from rebus.shards.members import CLIMBING_PATH
 from rebus.shards.read import iterate, read_metadata, read_quarantine
@@ -133,14 +133,14 @@ def test_bad_records_are_named_and_cost_themselves_alone(folder: Path):
     (folder / "raw" / "images" / "link.png").symlink_to(folder / "secret.png")
     good = [f'{{"file": "images/{number}.png", "caption": "c{number}"}}' for number in range(5)]
     bad = [
-        ('{"file": "images/absent.png", "caption": "c"}', assemble.MISSING_IMAGE),
+        ('{"file": "images/absent.png", "caption": "c"}', damage.MISSING_IMAGE),
         ('{"file": "../secret.png", "caption": "c"}', CLIMBING_PATH),
         ('{"file": "images/link.png", "caption": "c"}', CLIMBING_PATH),
-        ('{"file": "images/1.png", "caption": "  "}', assemble.EMPTY_CAPTION),
-        ('{"file": "images/1.png"}', assemble.MISSING_CAPTION),
-        ('{"file": "images/1.png", "caption": "\\ud83d"}', assemble.BAD_UTF8),
-        ('{"file": "images/1.png", "caption', assemble.BAD_JSON),
-        ('{"file": 7, "caption": "c"}', assemble.BAD_JSON),
+        ('{"file": "images/1.png", "caption": "  "}', damage.EMPTY_CAPTION),
+        ('{"file": "images/1.png"}', damage.MISSING_CAPTION),
+        ('{"file": "images/1.png", "caption": "\\ud83d"}', damage.BAD_UTF8),
+        ('{"file": "images/1.png", "caption', damage.BAD_JSON),
+        ('{"file": 7, "caption": "c"}', damage.BAD_JSON),
     ]
     table = folder / "raw" / "bad.jsonl"
     table.write_text("\n".join([*good, *(line for line, _ in bad), good[0]]))
@@ -159,7 +159,7 @@ def test_bad_records_are_named_and_cost_themselves_alone(folder: Path):
 def test_csv_with_bytes_that_are_no_utf8(folder: Path):
     table = folder / "raw" / "latin.csv"
     table.write_bytes(b"file,caption\nimages/0.png,caf\xe9\nimages/1.png,tea\n")
-    assert run(recipe(folder, input=str(table), max_bad_share=0.5)).reasons == {assemble.BAD_UTF8: 1}
+    assert run(recipe(folder, input=str(table), max_bad_share=0.5)).reasons == {damage.BAD_UTF8: 1}
 
 
 def test_a_table_without_the_columns_says_which_it_has(folder: Path):
@@ -184,7 +184,7 @@ def test_conversations_with_one_two_and_no_image(folder: Path):
     table = folder / "raw" / "chat.json"
     table.write_text(json.dumps(rows))
     summary = run(recipe(folder, source="conversations", input=str(table), max_bad_share=0.2))
-    assert summary.reasons == {assemble.PLACEHOLDER_MISMATCH: 1}
+    assert summary.reasons == {damage.PLACEHOLDER_MISMATCH: 1}
     found = list(iterate(folder / "out" / "00000.tar"))
     assert [row["image_sizes"] for row, _ in found] == [[1, 4], [2, 4, 3, 4], [], [4, 4]]
     assert [row["kind"] for row, _ in found] == ["conversation"] * 4

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rebus.errors import DataError
 from rebus.records import Damage, Image, Text, content_uid
-from rebus.shards import assemble, index, members
+from rebus.shards import assemble, damage, index, members
 from rebus.shards.read import iterate, read_index, read_members, read_metadata, read_quarantine, read_sample
 from rebus.shards.write import write_shard
 
@@ -99,20 +99,20 @@ def bomb() -> bytes:
 
 
 DAMAGE = {
-    assemble.ZERO_BYTE_IMAGE: {**caption(), "png": b""},
-    assemble.UNREADABLE_IMAGE: {**caption(), "png": b"<html>404</html>"},
-    assemble.BOMB: {**caption(), "png": bomb()},
-    assemble.MISSING_IMAGE: {"txt": b"alone"},
-    assemble.SURPLUS_IMAGE: {**caption(), "jpg": picture(form="JPEG")},
-    assemble.MISSING_CAPTION: {"png": picture(), "json": b"{}"},
-    assemble.EMPTY_CAPTION: caption(" \n\t"),
-    assemble.OVERSIZED_CAPTION: caption("x" * (assemble.MAX_CAPTION_CHARS + 1)),
-    assemble.PLACEHOLDER_IN_CAPTION: caption("an <image> of"),
-    assemble.BAD_UTF8: {**caption(), "txt": b"caf\xe9"},
-    assemble.BAD_JSON: {**caption(), "json": b'{"a": '},
-    assemble.PLACEHOLDER_MISMATCH: conversation(GOOD_TURNS, 2),
-    assemble.NO_ASSISTANT_TEXT: conversation([("human", "<image>"), ("gpt", " ")]),
-    assemble.UNKNOWN_ROLE: conversation([*GOOD_TURNS, ("robot", "beep")]),
+    damage.ZERO_BYTE_IMAGE: {**caption(), "png": b""},
+    damage.UNREADABLE_IMAGE: {**caption(), "png": b"<html>404</html>"},
+    damage.BOMB: {**caption(), "png": bomb()},
+    damage.MISSING_IMAGE: {"txt": b"alone"},
+    damage.SURPLUS_IMAGE: {**caption(), "jpg": picture(form="JPEG")},
+    damage.MISSING_CAPTION: {"png": picture(), "json": b"{}"},
+    damage.EMPTY_CAPTION: caption(" \n\t"),
+    damage.OVERSIZED_CAPTION: caption("x" * (damage.MAX_CAPTION_CHARS + 1)),
+    damage.PLACEHOLDER_IN_CAPTION: caption("an <image> of"),
+    damage.BAD_UTF8: {**caption(), "txt": b"caf\xe9"},
+    damage.BAD_JSON: {**caption(), "json": b'{"a": '},
+    damage.PLACEHOLDER_MISMATCH: conversation(GOOD_TURNS, 2),
+    damage.NO_ASSISTANT_TEXT: conversation([("human", "<image>"), ("gpt", " ")]),
+    damage.UNKNOWN_ROLE: conversation([*GOOD_TURNS, ("robot", "beep")]),
 }
 
 
@@ -128,22 +128,22 @@ def test_each_damage_is_named_and_costs_itself_alone(tmp_path: Path, reason: str
 
 
 MORE_DAMAGE = [
-    (conversation([("human", "What?"), ("gpt", "<image>")]), assemble.PLACEHOLDER_MISMATCH),
-    (conversation(GOOD_TURNS, 0), assemble.PLACEHOLDER_MISMATCH),
-    ({"json": b'{"conversations": 3}'}, assemble.BAD_JSON),
-    ({"json": b'{"conversations": [3]}'}, assemble.BAD_JSON),
-    ({"json": b'{"conversations": [{"from": "gpt", "value": null}]}'}, assemble.BAD_JSON),
-    ({"json": b"[1]"}, assemble.BAD_JSON),
-    ({"json": b"[" * 200_000}, assemble.BAD_JSON),
-    ({"json": b'"\xff"'}, assemble.BAD_UTF8),
-    ({"json": b'{"texts": "abc"}'}, assemble.BAD_JSON),
-    ({"json": b'{"texts": ["abc", null]}'}, assemble.PLACEHOLDER_MISMATCH),
+    (conversation([("human", "What?"), ("gpt", "<image>")]), damage.PLACEHOLDER_MISMATCH),
+    (conversation(GOOD_TURNS, 0), damage.PLACEHOLDER_MISMATCH),
+    ({"json": b'{"conversations": 3}'}, damage.BAD_JSON),
+    ({"json": b'{"conversations": [3]}'}, damage.BAD_JSON),
+    ({"json": b'{"conversations": [{"from": "gpt", "value": null}]}'}, damage.BAD_JSON),
+    ({"json": b"[1]"}, damage.BAD_JSON),
+    ({"json": b"[" * 200_000}, damage.BAD_JSON),
+    ({"json": b'"\xff"'}, damage.BAD_UTF8),
+    ({"json": b'{"texts": "abc"}'}, damage.BAD_JSON),
+    ({"json": b'{"texts": ["abc", null]}'}, damage.PLACEHOLDER_MISMATCH),
 ]
 
 
 @pytest.mark.parametrize(("bad", "reason"), MORE_DAMAGE)
 def test_odd_metadata_is_damage_not_a_crash(bad: dict[str, bytes], reason: str):
-    with pytest.raises(assemble.DamagedSampleError) as caught:
+    with pytest.raises(damage.DamagedSampleError) as caught:
         assemble.assemble("key", "shard", bad)
     assert caught.value.reason == reason
 
@@ -152,7 +152,7 @@ def test_no_decoder_beyond_the_named_ones_runs():
     """An EPS file would start Ghostscript; it is refused by its header whatever it is called."""
     buffer = io.BytesIO()
     PIL.Image.new("RGB", (4, 4)).save(buffer, "EPS")
-    with pytest.raises(assemble.DamagedSampleError, match=assemble.UNREADABLE_IMAGE):
+    with pytest.raises(damage.DamagedSampleError, match=damage.UNREADABLE_IMAGE):
         assemble.assemble("key", "shard", {**caption(), "png": buffer.getvalue()})
 
 
@@ -245,7 +245,7 @@ def test_after_a_damaged_header_the_rest_is_found(tmp_path: Path):
     tar.write_bytes(data)
     table, damages = index.index_tar(tar)
     assert table["key"].to_pylist() == ["c"]
-    assert [(d.key, d.reason) for d in damages] == [("a", members.DAMAGED_TAR), ("b", assemble.MISSING_IMAGE)]
+    assert [(d.key, d.reason) for d in damages] == [("a", members.DAMAGED_TAR), ("b", damage.MISSING_IMAGE)]
 
 
 def test_a_damaged_header_that_still_tells_its_name_costs_one_sample(tmp_path: Path):
@@ -281,7 +281,8 @@ def test_names_that_are_not_utf8_are_damage(tmp_path: Path):
 
 def test_conversations_and_pages_keep_reading_order():
     turns = [("system", "Be brief."), ("human", "<image>\nand <image>?"), ("gpt", "Two.\n")]
-    kind, sample = assemble.assemble("k", "s", conversation(turns, 2))
+    found = assemble.assemble("k", "s", conversation(turns, 2))
+    kind, sample = found.kind, found.sample
     shapes = [part if isinstance(part, Text) else (part.width, part.role) for part in sample.parts]
     assert kind == "conversation"
     assert shapes == [
@@ -289,7 +290,8 @@ def test_conversations_and_pages_keep_reading_order():
         Text("Two.\n", "assistant"),
     ]  # fmt: skip
     page = {"0.png": picture((7, 3)), "json": b'{"texts": ["one", null, "two"]}'}
-    kind, sample = assemble.assemble("k", "s", page)
+    found = assemble.assemble("k", "s", page)
+    kind, sample = found.kind, found.sample
     assert (kind, [part if isinstance(part, Text) else part.width for part in sample.parts]) == (
         "page", [Text("one"), 7, Text("two")],
     )  # fmt: skip
@@ -299,21 +301,22 @@ def test_messages_in_chat_form_are_the_same_conversation():
     content = [{"type": "image"}, {"type": "text", "text": "\nWhat is it?"}]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "A square."}]
     chat = {"0.png": picture((2, 3)), "json": json.dumps({"messages": messages}).encode()}
-    assert assemble.assemble("k", "s", chat)[1].parts == assemble.assemble("k", "s", conversation(GOOD_TURNS))[1].parts
+    found, wanted = (assemble.assemble("k", "s", one).sample.parts for one in (chat, conversation(GOOD_TURNS)))
+    assert found == wanted
 
 
 def test_more_than_ten_images_keep_their_order():
     turns = [("human", "<image>" * 12), ("gpt", "Many.")]
-    _, sample = assemble.assemble("k", "s", conversation(turns, 12))
+    sample = assemble.assemble("k", "s", conversation(turns, 12)).sample
     assert [image.width for image in sample.images] == list(range(2, 14))
 
 
 def test_uid_comes_from_the_source_or_from_the_content():
     given_uid = "0123456789ABCDEF" * 2
     named = {**caption(), "json": json.dumps({"uid": given_uid}).encode()}
-    assert assemble.assemble("k", "s", named)[1].uid == given_uid.lower()
+    assert assemble.assemble("k", "s", named).sample.uid == given_uid.lower()
     odd = {**caption(), "json": b'{"uid": "17"}'}
-    assert assemble.assemble("k", "s", odd)[1].uid == content_uid(picture(), b"a red square")
+    assert assemble.assemble("k", "s", odd).sample.uid == content_uid(picture(), b"a red square")
 
 
 def test_a_tar_that_changed_after_its_index_is_refused(tmp_path: Path):
@@ -330,4 +333,4 @@ def test_quarantine_survives_any_key(tmp_path: Path):
     tar = tmp_path / "00000.tar"
     write_shard(tar, [("line\u2028break\n", {"txt": b"alone"})])
     index.write_index(tar)
-    assert read_quarantine(tar) == [Damage("00000.tar", "line\u2028break\n", 0, assemble.MISSING_IMAGE)]
+    assert read_quarantine(tar) == [Damage("00000.tar", "line\u2028break\n", 0, damage.MISSING_IMAGE)]

@@ -16,7 +16,8 @@ from rebus.engine import map_shards
 from rebus.errors import DataError
 from rebus.fingerprint import fingerprint, write_atomically
 from rebus.records import Damage
-from rebus.shards.assemble import DamagedSampleError, assemble
+from rebus.shards.assemble import assemble
+from rebus.shards.damage import DamagedSampleError
 from rebus.shards.index import is_indexed, write_index
 from rebus.shards.write import write_shard
 

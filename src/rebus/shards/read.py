@@ -1,41 +1,99 @@
-"""Reads shards through their index: one seek and one read a sample."""
+"""Reads shards through their index: one seek and one read a sample, wherever the data lies."""
 
+import importlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rebus.errors import DataError
 from rebus.pictures import decode_image
-from rebus.records import Damage, Sample
-from rebus.shards.assemble import UNDECODABLE_IMAGE, DamagedSampleError, assemble, parse_json
+from rebus.records import Damage, Image, Sample
+from rebus.shards.assemble import assemble, parse_json
+from rebus.shards.damage import UNDECODABLE_IMAGE, DamagedSampleError
 from rebus.shards.index import index_path, quarantine_path
+from rebus.shards.link import Link, read_link
 from rebus.shards.members import walk_members
+from rebus.storage import read_range, read_ranges
+
+NUM_READ = 512  # samples of which the text is read at once
 
 
-def read_index(tar: Path) -> pa.Table:
-    """The index of a shard: one row a usable sample, in tar order (columns: shards.index.SCHEMA).
+@dataclass(frozen=True)
+class Index:
+    """An opened index: what loading takes, as arrays [N]; 16 bytes a sample and its key.
+
+    link: where the data lies. keys, uids: Arrow strings. offsets, lengths: int64 [N].
+    """
+
+    shard: Path
+    link: Link
+    keys: pa.Array
+    uids: pa.Array
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.offsets)
+
+    def place(self, row: int) -> dict[str, Any]:
+        """What `read_sample` needs of a row."""
+        return {
+            "key": self.keys[row].as_py(),
+            "uid": self.uids[row].as_py(),
+            "offset": int(self.offsets[row]),
+            "length": int(self.lengths[row]),
+        }
+
+
+def read_index(shard: Path) -> pa.Table:
+    """The index of a shard: one row a usable sample, in the data's order (columns: shards.index.SCHEMA).
 
     Raises: DataError where the shard was never indexed.
     """
-    path = index_path(Path(tar))
+    return _read_columns(Path(shard), None)
+
+
+def open_index(shard: Path) -> Index:
+    """Raises: DataError where there is no index; StrangerError where linked data changed since it was made."""
+    table = _read_columns(shard, ["key", "uid", "offset", "length"]).combine_chunks()
+    columns = {name: _one_chunk(table[name]) for name in table.column_names}
+    return Index(
+        shard,
+        read_link(shard),
+        columns["key"],
+        columns["uid"],
+        columns["offset"].to_numpy(),
+        columns["length"].to_numpy(),
+    )
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _read_columns(shard: Path, columns: list[str] | None) -> pa.Table:
+    path = index_path(shard)
     if not path.is_file():
-        raise DataError(f"{tar} has no index beside it. Make one: `rebus shards` with `source: tars`.")
+        raise DataError(f"{shard} has no index beside it. Make one: `rebus shards` with `source: tars`.")
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is no index ({error}). Delete it and run `rebus shards` again.") from error
 
 
-def read_quarantine(tar: Path) -> list[Damage]:
+def read_quarantine(shard: Path) -> list[Damage]:
     """What the index left out, and why."""
-    path = quarantine_path(Path(tar))
+    path = quarantine_path(Path(shard))
     if not path.is_file():
-        raise DataError(f"{tar} has no quarantine file beside it. Make it: `rebus shards` with `source: tars`.")
+        raise DataError(f"{shard} has no quarantine file beside it. Make it: `rebus shards` with `source: tars`.")
     return read_damages(path)
 
 
@@ -44,61 +102,123 @@ def read_damages(path: Path) -> list[Damage]:
     return [Damage(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def read_members(tar: Path, row: Mapping[str, Any]) -> dict[str, bytes]:
+def read_members(shard: Path, row: Mapping[str, Any]) -> dict[str, bytes]:
     """The members of one sample, extension -> bytes. row: its row of the index.
 
-    Raises: DataError where the tar no longer holds the sample there.
+    Raises: DataError where the data no longer holds the sample there.
     """
-    with open(tar, "rb") as file:
-        file.seek(row["offset"])
-        return _split(Path(tar), row, file.read(row["length"]))
+    link = read_link(Path(shard))
+    return _members(shard, link, row, read_range(link.data, row["offset"], row["length"]))
 
 
-def read_sample(tar: Path, row: Mapping[str, Any]) -> Sample:
-    """One sample, images encoded. Raises: DataError."""
-    return _assemble(Path(tar), row, read_members(tar, row))
+def read_sample(shard: Path, row: Mapping[str, Any], link: Link | None = None) -> Sample:
+    """One sample, images encoded. link: of the shard, where it was read before. Raises: DataError."""
+    link = link or read_link(Path(shard))
+    return _assemble(shard, link, row, read_range(link.data, row["offset"], row["length"]))
 
 
-def read_metadata(tar: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+def read_metadata(shard: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """The sample's json, empty where it has none. Raises: DataError."""
-    members = read_members(tar, row)
+    members = read_members(shard, row)
     return parse_json(members["json"]) if "json" in members else {}
 
 
-def iterate(tar: Path) -> Iterator[tuple[dict[str, Any], Sample]]:
-    """Yields (index row, sample) for every usable sample, in tar order, over one open file."""
-    rows = read_index(tar).to_pylist()
-    with open(tar, "rb") as file:
-        for row in rows:
-            file.seek(row["offset"])
-            yield row, _assemble(Path(tar), row, _split(Path(tar), row, file.read(row["length"])))
+def iterate(shard: Path) -> Iterator[tuple[dict[str, Any], Sample]]:
+    """Yields (index row, sample) for every usable sample, in the data's order."""
+    link = read_link(Path(shard))
+    for row in read_index(shard).to_pylist():
+        yield row, _assemble(shard, link, row, read_range(link.data, row["offset"], row["length"]))
 
 
-def undecodable(tar: Path, offset: int, sample: Sample) -> Damage | None:
+def iterate_texts(shard: Path, rows: Sequence[int] | None = None) -> Iterator[tuple[int, Sample | Damage]]:
+    """Yields (row, sample without the bytes of its pictures) for the wanted rows, or what is wrong with one.
+
+    Only the bytes of the text are read, the pictures' sizes come from the index: what planning needs of ten million
+    samples without reading terabytes. rows: in ascending order; None takes all.
+    """
+    names = ["key", "uid", "offset", "text_offset", "text_length", "image_sizes"]
+    link = read_link(shard)
+    for batch in _batches(_read_columns(shard, names), rows):
+        places = batch.to_pylist()
+        blobs = read_ranges(link.data, [one["text_offset"] for one in places], [one["text_length"] for one in places])
+        for place, blob in zip(places, blobs, strict=True):
+            try:
+                yield place["number"], _assemble_text(shard, link, place, blob)
+            except DamagedSampleError as error:
+                damage = Damage(shard.name, place["key"], place["offset"], error.reason, error.detail)
+                yield place["number"], damage
+
+
+def _batches(table: pa.Table, rows: Sequence[int] | None) -> Iterator[pa.Table]:
+    numbers = np.arange(table.num_rows) if rows is None else np.asarray(rows, dtype=np.int64)
+    for start in range(0, len(numbers), NUM_READ):
+        part = numbers[start : start + NUM_READ]
+        yield table.take(pa.array(part)).append_column("number", pa.array(part))
+
+
+def _assemble_text(shard: Path, link: Link, place: Mapping[str, Any], blob: bytes) -> Sample:
+    sides = place["image_sizes"]
+    images = [Image(width, height) for width, height in zip(sides[::2], sides[1::2], strict=True)]
+    if link.layout == "rows":
+        members, metadata = {}, _describe(link, blob)
+    else:
+        members, metadata = _split_tar(place, blob), None
+    found = assemble(place["key"], shard.name, members, metadata=metadata, images=images)
+    return replace(found.sample, uid=place["uid"])
+
+
+def undecodable(shard: Path, offset: int, sample: Sample) -> Damage | None:
     """Decodes every picture of a sample: what an index, which reads headers alone, cannot see."""
     for number, image in enumerate(sample.images):
         try:
             decode_image(image.data or b"")
         except ValueError as error:
-            return Damage(tar.name, sample.key, offset, UNDECODABLE_IMAGE, f"image {number}: {error}")
+            return Damage(shard.name, sample.key, offset, UNDECODABLE_IMAGE, f"image {number}: {error}")
     return None
 
 
-def _split(tar: Path, row: Mapping[str, Any], blob: bytes) -> dict[str, bytes]:
+def _members(shard: Path, link: Link, row: Mapping[str, Any], blob: bytes) -> dict[str, bytes]:
+    try:
+        if link.layout == "rows":
+            return _build(link, blob)
+        if len(blob) != row["length"]:
+            raise DamagedSampleError("not in the tar", f"{len(blob)} bytes of {row['length']}")
+        return _split_tar(row, blob)
+    except DamagedSampleError as error:
+        raise _stale(shard, row, str(error)) from error
+
+
+def _split_tar(row: Mapping[str, Any], blob: bytes) -> dict[str, bytes]:
     members = walk_members(io.BytesIO(blob), len(blob))
     found = {m.extension: blob[m.data_offset : m.end] for m in members if m.key == row["key"] and not m.fault}
-    if not found or len(blob) != row["length"]:
-        raise _stale(tar, row, "the sample is not there")
+    if not found:
+        raise DamagedSampleError("not in the tar", "the sample is not there")
     return found
 
 
-def _assemble(tar: Path, row: Mapping[str, Any], members: Mapping[str, bytes]) -> Sample:
+def _assemble(shard: Path, link: Link, row: Mapping[str, Any], blob: bytes) -> Sample:
+    members = _members(shard, link, row, blob)
     try:
-        return assemble(row["key"], tar.name, members)[1]
+        sample = assemble(row["key"], Path(shard).name, members).sample
     except DamagedSampleError as error:
-        raise _stale(tar, row, str(error)) from error
+        raise _stale(shard, row, str(error)) from error
+    return replace(sample, uid=row["uid"]) if link.layout == "rows" else sample
 
 
-def _stale(tar: Path, row: Mapping[str, Any], why: str) -> DataError:
-    where = f"{tar}, sample '{row['key']}' at byte {row['offset']}"
-    return DataError(f"{where}: {why}. The tar changed after it was indexed; run `rebus shards` again.")
+def _build(link: Link, blob: bytes) -> dict[str, bytes]:
+    """The members that converting this record would write."""
+    return _source(link).build(parse_json(blob), Path(link.root))
+
+
+def _describe(link: Link, blob: bytes) -> dict[str, Any]:
+    """What the json of this record says once it is converted; no picture is opened."""
+    return _source(link).describe(parse_json(blob))
+
+
+def _source(link: Link) -> Any:
+    return importlib.import_module(f"rebus.shards.sources.{link.source}")
+
+
+def _stale(shard: Path, row: Mapping[str, Any], why: str) -> DataError:
+    where = f"{shard}, sample '{row['key']}' at byte {row['offset']}"
+    return DataError(f"{where}: {why}. The data changed after it was indexed; run `rebus shards` again.")

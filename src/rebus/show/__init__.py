@@ -71,10 +71,10 @@ def _show_sample(tar: Path, name: str) -> None:
     sample = read_sample(tar, place)
     output.print(Text(f"{sample.key}  uid {sample.uid}  byte {place['offset']:,} of {tar}", "bold cyan"))
     for part in sample.parts:
-        if isinstance(part, records.Image):
-            output.print(thumbnail(part.data or b"", columns=48))
-            output.print(Text(f"{part.width} x {part.height} pixels, {len(part.data or b''):,} bytes", "grey62"))
-        else:
+        for image in records.images_of(part):
+            output.print(thumbnail(image.data or b"", columns=48))
+            output.print(Text(f"{image.width} x {image.height} pixels, {len(image.data or b''):,} bytes", "grey62"))
+        if isinstance(part, records.Text):
             role = f"{part.role}: " if part.role else ""
             output.print(Text(role, "bold") + Text(part.text))
     metadata = read_metadata(tar, place)

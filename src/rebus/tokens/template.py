@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from rebus.errors import DataError
-from rebus.records import Image, Part, Role, Sample, Text
+from rebus.records import Image, Part, Role, Sample, Text, images_of
 from rebus.tokens.config import TokensConfig
 from rebus.tokens.tokenizer import TURN_END, TURN_START
 
@@ -70,10 +70,10 @@ def _opening(config: TokensConfig) -> list[Span]:
 
 def _content(parts: Iterable[Part]) -> Iterator[Span]:
     for part in parts:
-        if isinstance(part, Image):
-            yield ImageSpan(part)
-        else:
+        if isinstance(part, Text):
             yield TextSpan(part.text, part.trainable)
+        else:
+            yield from map(ImageSpan, images_of(part))
 
 
 def _turns(parts: Sequence[Part]) -> list[tuple[Role, list[Part]]]:
@@ -81,10 +81,10 @@ def _turns(parts: Sequence[Part]) -> list[tuple[Role, list[Part]]]:
     parts = list(parts)
     for index in range(len(parts) - 1, -1, -1):
         part = parts[index]
-        if part.role == "" and isinstance(part, Image) and index + 1 < len(parts):
-            parts[index] = Image(part.width, part.height, part.data, parts[index + 1].role)
+        if part.role == "" and not isinstance(part, Text) and index + 1 < len(parts):
+            parts[index] = replace(part, role=parts[index + 1].role)
         elif part.role == "":
-            kind = "text" if isinstance(part, Text) else "image"
+            kind = type(part).__name__.lower()
             raise DataError(f"part {index} ({kind}) of a conversation has no role; every part needs who speaks.")
     return [(role, list(turn)) for role, turn in groupby(parts, key=lambda part: part.role)]
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from rebus.shards.assemble import BAD_JSON, FORMATS, MISSING_IMAGE, DamagedSampleError, open_header
+from rebus.shards.damage import BAD_JSON, MISSING_IMAGE, DamagedSampleError
 from rebus.shards.members import CLIMBING_PATH, climbs_out
+from rebus.shards.probe import FORMATS, open_header
 
 
 def read_image(root: Path, name: Any) -> tuple[str, bytes]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rebus.records import content_uid
-from rebus.shards.assemble import BAD_JSON, DamagedSampleError
+from rebus.shards.damage import BAD_JSON, DamagedSampleError
 from rebus.shards.sources.files import read_images
 from rebus.shards.sources.tables import Row, read_rows
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rebus.errors import DataError, nearest
-from rebus.shards.assemble import BAD_JSON, MISSING_CAPTION, DamagedSampleError, uid_of
+from rebus.shards.assemble import uid_of
+from rebus.shards.damage import BAD_JSON, MISSING_CAPTION, DamagedSampleError
 from rebus.shards.sources.files import read_images
 from rebus.shards.sources.tables import Row, read_rows
 

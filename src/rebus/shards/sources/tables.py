@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rebus.errors import DataError
-from rebus.shards.assemble import BAD_JSON, BAD_UTF8, DamagedSampleError
+from rebus.shards.damage import BAD_JSON, BAD_UTF8, DamagedSampleError
 
 Row = dict[str, Any] | DamagedSampleError
 

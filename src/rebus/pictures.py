@@ -27,7 +27,7 @@ class ImageConfig(Config):
 
     size: side of the square that the tower sees, in pixels. mean, std: of RGB in 0..255; the tower sees
     (x - mean) / std, and 127 and 128 are EfficientNet-Lite's. tokens_per_side: an image takes tokens_per_side**2
-    positions of the sequence.
+    positions of the sequence. patch_size: side of the squares that the tower's work is counted in, in pixels.
     """
 
     size: int = Field(default=224, ge=1)
@@ -35,11 +35,12 @@ class ImageConfig(Config):
     mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
     tokens_per_side: int = Field(default=7, ge=1)
+    patch_size: int = Field(default=32, ge=1)
 
     @property
     def fingerprint(self) -> str:
-        """Of what shapes the pixels; how many tokens they become does not."""
-        return fingerprint(self.model_dump(mode="json", exclude={"tokens_per_side"}))
+        """Of what shapes the pixels; how many tokens or patches they become does not."""
+        return fingerprint(self.model_dump(mode="json", exclude={"tokens_per_side", "patch_size"}))
 
 
 def decode_image(data: bytes) -> "PIL.Image.Image":

@@ -60,7 +60,7 @@ def test_wrong_usage(capsys, arguments):
 def test_a_missing_folder_and_an_empty_one(capsys, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    for shards, words in ((tmp_path / "none", "no folder at"), (empty, "no .tar shard")):
+    for shards, words in ((tmp_path / "none", "no folder at"), (empty, "holds no shard")):
         path = recipe(tmp_path, shards=shards, out=tmp_path / "out", scorers={"text_stats": {}})
         status, message = run(capsys, "score", path)
         assert status == 1
@@ -127,7 +127,7 @@ def test_a_full_disk_seen_by_a_library_is_told_alike(capsys, tiny_way, monkeypat
 
 
 def test_a_defect_says_so_and_debug_shows_the_traceback(capsys, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise KeyError("inside")
 
     monkeypatch.setattr("rebus.doctor.run", broken)

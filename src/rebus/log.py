@@ -20,6 +20,11 @@ def say(message: str) -> None:
     console.print(message, highlight=False)
 
 
+def printable(text: str) -> str:
+    """Text of strangers for a terminal: characters that could command it become replacement marks, line breaks too."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
 def progress_bar() -> Progress:
     """A progress bar with counts and both clocks; silent where nobody watches (no terminal)."""
     return Progress(

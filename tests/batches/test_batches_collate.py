@@ -1,5 +1,7 @@
 """Collate against a slow reference that goes token by token."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,31 @@ def test_an_image_too_few_names_the_sample():
     whole = document_of([("image", 2), ("trained", 1)], 7)
     with pytest.raises(SlotMismatchError, match=r"key7 .* has 1 image slots but 0 images"):
         collate([Document(whole.encoded, (), whole.uid, whole.key)], SHAPE)
+
+
+@given(documents=documents, cuts=st.lists(st.integers(1, 5), max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_documents_together_are_one_document(documents: list[Document], cuts: list[int]):
+    """What attends together has one row of positions, and its labels stop at its end alone."""
+    marks = sorted({min(cut, len(documents)) for cut in cuts} | {0, len(documents)})
+    sizes = np.diff(marks).tolist()
+    batch = collate(documents, SHAPE, together=sizes)
+    start = 0
+    for first, end in pairwise(marks):
+        ids = np.concatenate([one.encoded.ids for one in documents[first:end]])
+        trainable = np.concatenate([one.encoded.trainable for one in documents[first:end]])
+        wanted = [int(ids[t]) if trainable[t] else IGNORE for t in range(1, len(ids))] + [IGNORE]
+        assert batch.labels[start : start + len(ids)].tolist() == wanted
+        assert batch.positions[start : start + len(ids)].tolist() == list(range(len(ids)))
+        start += len(ids)
+        assert start in batch.bounds.tolist()
+    assert len(batch.bounds) == len(marks)
+
+
+def test_an_array_of_another_shape_is_refused():
+    whole = document_of([("image", 2), ("trained", 1)], 7)
+    with pytest.raises(ValueError, match=r"image 0 is \(3, 2, 2\), not \(3, 2, 9\)"):
+        collate([whole], (3, 2, 9))
 
 
 def test_moving_keeps_names_and_damage():

@@ -2,18 +2,23 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from rebus.batches.batch import Batch
 from rebus.batches.feed import Feed, Preparation, build_batch, open_feed
+from rebus.batches.indexes import Indexes
 from rebus.batches.loader import iterate_batches
+from rebus.batches.order import step_packs
 from rebus.errors import ConfigError
 from rebus.mesh import Mesh
 from rebus.packs.config import PackRecipe
 from rebus.packs.run import run
+from rebus.pictures import normalise
 from rebus.records import Image
 from rebus.tokens.config import ImageConfig, TokensConfig
 from tiny_samples import TinySample, tiny_picture, write_shards
@@ -40,24 +45,6 @@ def test_an_epoch_holds_every_document_once(make_feed, tiny_shards):
     assert all(batch.num_tokens <= 96 for batch in batches)
     assert sum(batch.num_images for batch in batches) == 40
     assert not any(batch.damage for batch in batches)
-
-
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_worker_and_rank_numbers_change_no_batch(make_feed, tiny_shards, num_workers: int):
-    feed = make_feed(tiny_shards(40))
-    wanted = [build_batch(feed, (pack,)) for pack in range(feed.num_packs)]
-    by_ids = {batch.keys: batch for batch in wanted}
-    ranks = [
-        dict(iterate_batches(feed, [5, 6], packs_per_step=4, seed=1, mesh=Mesh(rank, 2), num_workers=num_workers))
-        for rank in range(2)
-    ]
-    alone = dict(iterate_batches(feed, [5, 6], packs_per_step=4, seed=1))
-    for step in (5, 6):
-        joined = [ranks[i % 2][step][i // 2] for i in range(4)]
-        assert [batch.keys for batch in joined] == [batch.keys for batch in alone[step]]
-        for batch in joined:
-            assert torch.equal(batch.ids, by_ids[batch.keys].ids)
-            assert torch.equal(batch.pixels, by_ids[batch.keys].pixels)
 
 
 def test_several_packs_in_a_micro_batch(make_feed, tiny_shards):
@@ -125,6 +112,103 @@ def test_an_error_in_a_thread_reaches_the_reader(make_feed, tiny_shards):
     with pytest.raises(RuntimeError, match="the tower fell"):
         list(iterate_batches(feed, range(3), packs_per_step=1, seed=0))
     assert not loader_threads()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_comes_at_its_own_step(make_feed, tiny_shards, monkeypatch, num_workers: int):
+    feed = make_feed(tiny_shards(40))
+    bad = step_packs(2, num_packs=feed.num_packs, packs_per_step=1, seed=0, costs=feed.plan.costs)
+
+    def build(feed: Feed, packs: tuple[int, ...]) -> Batch:
+        if packs == bad:
+            raise RuntimeError("this pack")
+        return build_batch(feed, packs)
+
+    monkeypatch.setattr("rebus.batches.loader.build_batch", build)
+    steps, seen = iterate_batches(feed, range(9), packs_per_step=1, seed=0, num_workers=num_workers, prefetch=4), []
+    with pytest.raises(RuntimeError, match="this pack"):
+        seen += [step for step, _ in steps]
+    for step, _ in iterate_batches(feed, range(2), packs_per_step=1, seed=0, num_workers=num_workers, prefetch=4):
+        seen.append(step)
+    assert seen == [0, 1]
+    assert not loader_threads()
+
+
+@pytest.mark.parametrize(("num_workers", "prefetch", "most"), [(0, 5, 3), (1, 0, 3), (2, 2, 5), (4, 1, 4)])
+def test_no_more_is_built_than_asked_for(make_feed, tiny_shards, monkeypatch, num_workers, prefetch, most):
+    """After three steps were taken, at most `prefetch` steps beyond them were started."""
+    started: list[tuple[int, ...]] = []
+
+    def build(feed: Feed, packs: tuple[int, ...]) -> Batch:
+        started.append(packs)
+        return build_batch(feed, packs)
+
+    monkeypatch.setattr("rebus.batches.loader.build_batch", build)
+    feed = make_feed(tiny_shards(40))
+    steps = iterate_batches(feed, range(10**9), packs_per_step=1, seed=0, num_workers=num_workers, prefetch=prefetch)
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    assert 3 <= len(started) <= most
+
+
+def test_pixels_travel_as_bytes_and_arrive_normalised(make_feed, tiny_shards):
+    feed = make_feed(tiny_shards(8))
+    batch = build_batch(feed, (0,))
+    assert (batch.pixels.dtype, batch.image) == (torch.uint8, feed.plan.tokens.image)
+    arrived = batch.to("cpu")
+    wanted = [normalise(pixels, feed.plan.tokens.image) for pixels in batch.pixels.numpy()]
+    assert arrived.pixels.dtype == torch.float32
+    assert np.array_equal(arrived.pixels.numpy(), np.stack(wanted))
+    assert torch.equal(arrived.to("cpu").pixels, arrived.pixels), "normalised once"
+
+
+def test_pinning_without_a_gpu_is_the_same_batch(make_feed, tiny_shards):
+    if torch.cuda.is_available():
+        pytest.skip("has a GPU")
+    feed = make_feed(tiny_shards(8))
+    [(_, [batch])] = iterate_batches(feed, [0], packs_per_step=1, seed=0, pin=True)
+    assert not batch.pixels.is_pinned()
+
+
+def test_pinned_batches_are_pinned(make_feed, tiny_shards):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    feed = make_feed(tiny_shards(8))
+    [(_, [batch])] = iterate_batches(feed, [0], packs_per_step=1, seed=0, pin=True)
+    assert batch.pixels.is_pinned()
+    assert batch.ids.is_pinned()
+
+
+def test_across_documents_a_pack_is_one_stretch(make_feed, tiny_shards):
+    feed = make_feed(tiny_shards(40), cross_document=True)
+    apart = replace(feed, plan=replace(feed.plan, manifest=replace(feed.plan.manifest, facts=isolated(feed))))
+    joined, alone = build_batch(feed, (0, 1)), build_batch(apart, (0, 1))
+    assert torch.equal(joined.ids, alone.ids)
+    assert torch.equal(joined.slots, alone.slots)
+    assert (joined.uids, joined.keys) == (alone.uids, alone.keys)
+    packs = [build_batch(apart, (pack,)).num_tokens for pack in (0, 1)]
+    assert joined.bounds.tolist() == [0, packs[0], sum(packs)]
+    assert joined.positions.tolist() == [*range(packs[0]), *range(packs[1])]
+    assert joined.names == ()
+    differs = torch.nonzero(joined.labels != alone.labels).flatten().tolist()
+    ends = [end - 1 for end in alone.bounds.tolist()[1:]]
+    assert set(differs) <= set(ends) - {packs[0] - 1, sum(packs) - 1}
+
+
+def isolated(feed: Feed) -> dict:
+    return {**feed.plan.manifest.facts, "cross_document": False}
+
+
+def test_indexes_are_closed_as_others_are_opened(make_feed, tiny_shards):
+    feed = make_feed(tiny_shards(40))
+    indexes = Indexes(max_rows=20)
+    shards = feed.plan.shards
+    assert [indexes.open(shard).num_samples for shard in shards] == [16, 16, 8]
+    assert list(indexes._opened) == [shards[2]] or sum(one.num_samples for one in indexes._opened.values()) <= 20
+    assert indexes.open(shards[2]) is indexes.open(shards[2])
+    first = indexes.open(shards[0])
+    assert first.place(3)["key"] == "000000003"
 
 
 def test_unequal_ranks_are_refused(make_feed, tiny_shards):

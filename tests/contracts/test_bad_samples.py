@@ -1,15 +1,16 @@
-"""Contract 7: a bad sample costs itself alone. Damage of many kinds goes through the whole way; each one is named with
-shard, key and reason, and every clean sample is trained on."""
+"""Contract 7: a bad sample costs itself alone. Twenty kinds of damage go through the whole way; each one is named with
+shard, key and reason, and every clean sample is trained on, once."""
 
-import io
 import json
-import tarfile
+from collections import Counter
 from pathlib import Path
 
-import PIL.Image
 import pytest
+from planted import CLEAN, CUT, DAMAGED, ODD, TWENTY, plant
 
+from rebus.batches.feed import build_batch, open_feed
 from rebus.config import load_recipe
+from rebus.doctor.examine import examine
 from rebus.errors import DataError
 from rebus.packs.config import PackRecipe
 from rebus.packs.plan import open_plan
@@ -20,84 +21,64 @@ from rebus.scores.run import run as score
 from rebus.selection.config import SelectionRecipe
 from rebus.selection.run import run as select
 from rebus.shards.config import ShardsRecipe
+from rebus.shards.members import TRUNCATED_TAR
 from rebus.shards.read import read_index, read_quarantine
 from rebus.shards.run import run as index
+from rebus.show import run as show
 from rebus.tokens.config import TokensConfig
 from rebus.training.config import TrainRecipe
 from rebus.training.loop import run as train
 
-CLEAN = [f"clean{number:02d}" for number in range(12)]
-
-
-def picture(kind: str = "PNG", mode: str = "RGB") -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.effect_noise((40, 40), 90).convert(mode).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def clean(key: str) -> dict[str, bytes]:
-    return {"png": picture(), "txt": f"a photo of {key}".encode(), "json": json.dumps({"key": key}).encode()}
-
-
-SHOWN_BY_THE_INDEX: dict[str, dict[str, bytes]] = {
-    "zero": {**clean("zero"), "png": b""},
-    "textual": {**clean("textual"), "png": b"this is not a picture"},
-    "wordless": {"png": picture(), "json": b"{}"},
-    "empty": {**clean("empty"), "txt": b"  \n"},
-    "latin": {**clean("latin"), "txt": "caf\xe9".encode("latin-1")},
-    "broken": {**clean("broken"), "json": b"{'key': "},
-    "pictureless": {"txt": b"a photo", "json": b"{}"},
-    "placeholder": {**clean("placeholder"), "txt": b"a photo <image> of a square"},
-    "endless": {**clean("endless"), "txt": b"word " * 30_000},
-}
-SHOWN_BY_DECODING = {"half": {**clean("half"), "png": picture()[:300]}}
+SHARDS = ("00000.tar", "00001.tar")
+USABLE = sorted([*CLEAN, *ODD, *CUT[:-1]])
+FOUND = {(SHARDS[0], key, one.reason) for key, one in DAMAGED.items()} | {(SHARDS[1], CUT[-1], TRUNCATED_TAR)}
 
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
-    """One shard: clean samples with a damaged one after each, among them odd but whole pictures."""
-    folder = tmp_path / "pool"
-    folder.mkdir()
-    samples = {key: clean(key) for key in CLEAN}
-    samples["clean00"]["png"] = picture(mode="L")
-    samples["clean01"]["png"] = picture(mode="RGBA")
-    samples["clean02"] = {**clean("clean02"), "jpg": picture("JPEG", "CMYK")}
-    del samples["clean02"]["png"]
-    damaged = list((SHOWN_BY_THE_INDEX | SHOWN_BY_DECODING).items())
-    with tarfile.open(folder / "00000.tar", "w") as tar:
-        for number, (key, members) in enumerate(samples.items()):
-            write(tar, key, members)
-            if number < len(damaged):
-                write(tar, *damaged[number])
+    folder = plant(tmp_path / "pool")
     index(ShardsRecipe(source="tars", input=folder, out=folder, max_bad_share=0.6, num_workers=1))
     return folder
 
 
-def write(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
-    for extension, content in members.items():
-        info = tarfile.TarInfo(f"{key}.{extension}")
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
-
-
 def keys_of(pool: Path, plan: Path) -> list[str]:
-    rows = read_index(pool / "00000.tar")["key"].to_pylist()
-    return sorted(rows[row] for row in open_plan(plan).table["row"].to_pylist())
+    """Keys of the documents that a plan trains on, as often as it does."""
+    keys = [read_index(pool / name)["key"].to_pylist() for name in SHARDS]
+    table = open_plan(plan).table
+    return sorted(
+        keys[shard][row] for shard, row in zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True)
+    )
 
 
 def pack_pool(pool: Path, language: Path, selection: Path | None) -> Path:
     tokens = TokensConfig(tokenizer=language, image=ImageConfig(size=32, tokens_per_side=2))
     out = pool.parent / "plan"
-    pack(PackRecipe(shards=[pool], selection=selection, tokens=tokens, capacity=96, out=out))
+    pack(PackRecipe(shards=[pool], selection=selection, tokens=tokens, capacity=96, out=out, num_workers=1))
     return out
 
 
-def test_the_index_names_each_damaged_sample_and_keeps_every_clean_one(pool):
-    damages = {damage.key: damage for damage in read_quarantine(pool / "00000.tar")}
-    assert set(damages) == set(SHOWN_BY_THE_INDEX)
-    assert len({damage.reason for damage in damages.values()}) == len(damages), "each kind has a name of its own"
-    assert all(damage.shard == "00000.tar" and damage.offset >= 0 for damage in damages.values())
-    assert sorted(read_index(pool / "00000.tar")["key"].to_pylist()) == sorted([*CLEAN, *SHOWN_BY_DECODING])
+def test_the_index_names_each_damaged_sample_and_keeps_every_other_one(pool):
+    assert TWENTY == 20
+    damages = [damage for name in SHARDS for damage in read_quarantine(pool / name)]
+    assert {(damage.shard, damage.key, damage.reason) for damage in damages} == FOUND
+    assert len(damages) == len({damage.reason for damage in damages}), "each kind once, under a name of its own"
+    assert all(damage.offset >= 0 for damage in damages)
+    rows = [row for name in SHARDS for row in read_index(pool / name).to_pylist()]
+    assert sorted(row["key"] for row in rows) == sorted([*USABLE, "half"])
+    assert {row["key"]: row["notes"] for row in rows if row["notes"]} == {key: one.reason for key, one in ODD.items()}
+
+
+def test_the_doctor_finds_all_of_it_ahead_of_time_and_points_at_it(tmp_path, capsys):
+    pool = plant(tmp_path / "pool")
+    findings = examine(pool, pool, 1)
+    seen = {(Path(one.shard).name, one.key, one.reason) for one in findings.damaged}
+    assert seen == FOUND | {(SHARDS[0], "half", "undecodable image")}
+    assert findings.odd == Counter(one.reason for one in ODD.values())
+    assert findings.num_good == len(USABLE)
+    for one in (*findings.damaged, *findings.noted):
+        _, _, shard, option, value = one.pointer.split()
+        show(Path(shard), **{"sample": value} if option == "--sample" else {"at": int(value)})
+        assert one.reason in capsys.readouterr().out, one.pointer
 
 
 def test_scoring_finds_what_only_decoding_shows_and_selection_drops_it(pool, speaking_folder):
@@ -112,20 +93,25 @@ def test_scoring_finds_what_only_decoding_shows_and_selection_drops_it(pool, spe
     tree = {"shards": pool, "scores": out / "scores", "rules": rules, "out": out / "selection"}
     select(SelectionRecipe.model_validate(tree))
     plan = pack_pool(pool, speaking_folder, out / "selection")
-    assert keys_of(pool, plan) == sorted(CLEAN)
+    assert keys_of(pool, plan) == USABLE
 
 
-def test_training_leaves_out_what_it_cannot_decode_and_says_so(pool, speaking_folder, tiny_way):
+def test_training_goes_to_the_end_on_all_that_is_whole_and_names_the_rest(pool, speaking_folder, tiny_way):
     plan = pack_pool(pool, speaking_folder, None)
-    assert keys_of(pool, plan) == sorted([*CLEAN, *SHOWN_BY_DECODING])
+    assert keys_of(pool, plan) == sorted([*USABLE, "half"])
+    feed = open_feed(plan)
+    batches = [build_batch(feed, (number,)) for number in range(feed.num_packs)]
+    assert [damage.key for batch in batches for damage in batch.damage] == ["half"]
     recipe = tiny_way.recipe("run", plan=str(plan), epochs=1, steps=None, packs_per_step=1)
     checkpoint = train(load_recipe(TrainRecipe, recipe))
+    steps = [json.loads(line) for line in (checkpoint / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == feed.num_packs
     lines = (checkpoint / "quarantine.jsonl").read_text().splitlines()
     assert {(json.loads(line)["key"], json.loads(line)["reason"]) for line in lines} == {("half", "undecodable image")}
 
 
 def test_too_many_bad_samples_stop_the_stage_with_a_table_of_reasons(pool):
     recipe = ScoreRecipe(shards=pool, out=pool.parent / "strict", scorers={"image_stats": {}}, max_bad_share=0.01)
-    with pytest.raises(DataError, match=r"(?s)1 of 13 samples.*1  undecodable image"):
+    with pytest.raises(DataError, match=rf"(?s)1 of {len(USABLE) + 1} samples.*1  undecodable image"):
         score(recipe)
     assert not (pool.parent / "strict" / "manifest.json").exists()

@@ -52,6 +52,15 @@ def test_a_changed_tokenizer_is_found(plan: Path, tokens: TokensConfig):
         open_plan(plan)
 
 
+def test_a_plan_of_an_earlier_version_is_refused(plan: Path):
+    path = plan / "manifest.json"
+    body = json.loads(path.read_text())
+    del body["made_by"]["version"]
+    path.write_text(json.dumps(body))
+    with pytest.raises(StrangerError, match=r"another version of Rebus\. Pack again"):
+        open_plan(plan)
+
+
 def test_shards_made_anew_are_found(plan: Path, tmp_path: Path):
     write_manifest(tmp_path / "shards", Manifest("shards", {"made": "otherwise"}))
     with pytest.raises(StrangerError, match="Pack again"):

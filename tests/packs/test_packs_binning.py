@@ -1,12 +1,28 @@
 """Best-fit decreasing: against a slow reference, and what holds for any lengths."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rebus.packs.binning import NOT_PLACED, best_fit_decreasing, fill, first_fit_decreasing, next_fit
-from rebus.packs.complement import choose_packs, fill_exactly
+from rebus.packs import binning
+from rebus.packs.binning import NOT_PLACED, best_fit_decreasing, fill
+from rebus.packs.choice import BEST_FIT, MAX_EXACT, choose_packs
+from rebus.packs.complement import fill_exactly
+from rebus.packs.cutting import Limits
+from rebus.packs.patches import best_fit_patches
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from baselines import (
+    first_fit_decreasing,
+    global_best_fit,
+    next_fit,
+    no_packing,
+    summed_first_fit,
+)
 
 documents = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 4)), max_size=60)
 
@@ -46,7 +62,10 @@ def test_is_best_fit_decreasing(documents, capacity: int, limit: int):
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=60), capacity=st.integers(1, 50))
 @settings(max_examples=200, deadline=None)
-@pytest.mark.parametrize("rule", [best_fit_decreasing, first_fit_decreasing, next_fit])
+@pytest.mark.parametrize(
+    "rule",
+    [best_fit_decreasing, first_fit_decreasing, next_fit, global_best_fit, summed_first_fit, no_packing],
+)
 def test_no_document_lost_and_no_capacity_broken(rule, lengths: list[int], capacity: int):
     sizes = np.array(lengths, dtype=np.int32)
     packs = rule(sizes, capacity)
@@ -94,17 +113,82 @@ def test_exact_fill_beats_best_fit_where_images_cannot_be_split():
     assert best_fit_decreasing(lengths, 4096).max() + 1 > bound * 1.01
 
 
+many = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3), st.integers(0, 30)), min_size=1, max_size=60)
+
+
+def columns(documents) -> list[np.ndarray]:
+    lengths, images, patches = (np.array(column, dtype=np.int32) for column in zip(*documents, strict=True))
+    return [lengths, images, np.where(images > 0, patches, 0)]
+
+
+def within(packs: np.ndarray, sizes: np.ndarray, limit: int | None) -> bool:
+    placed = packs >= 0
+    return limit is None or bool((np.bincount(packs[placed], weights=sizes[placed]) <= limit).all())
+
+
+@given(documents=many, max_images=st.none() | st.integers(0, 6), max_patches=st.integers(0, 70))
+@settings(max_examples=300, deadline=None)
+def test_patches_are_limited_and_nothing_is_lost(documents, max_images: int | None, max_patches: int):
+    lengths, images, patches = columns(documents)
+    packs = best_fit_patches(lengths, 30, images, max_images, patches, max_patches)
+    too_large = (lengths > 30) | (patches > max_patches) | (images > (30 if max_images is None else max_images))
+    assert ((packs == NOT_PLACED) == too_large).all()
+    assert within(packs, lengths, 30)
+    assert within(packs, images, max_images)
+    assert within(packs, patches, max_patches)
+    used = np.unique(packs[packs >= 0])
+    assert (used == np.arange(len(used))).all()
+
+
+def test_patches_that_do_not_bind_cost_no_fill():
+    rng = np.random.default_rng(0)
+    images = rng.integers(200, 900, 5000, dtype=np.int32)
+    lengths = images + rng.integers(20, 200, 5000, dtype=np.int32)
+    ones = np.ones_like(images)
+    free = best_fit_decreasing(lengths, 8192)
+    limited = best_fit_patches(lengths, 8192, ones, None, images * 4, 8192 * 4)
+    assert limited.max() <= free.max() * 1.002
+    binding = best_fit_patches(lengths, 8192, ones, None, images * 4, 8192 * 2)
+    assert images.sum() * 4 / ((binding.max() + 1) * 8192 * 2) > 0.97
+
+
 @given(
-    documents=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=60),
-    limit=st.none() | st.integers(1, 6),
+    documents=many,
+    max_images=st.none() | st.integers(3, 6),
+    max_patches=st.none() | st.integers(30, 70),
+    one_size=st.booleans(),
     seed=st.integers(0, 3),
 )
-@settings(max_examples=150, deadline=None)
-def test_the_chosen_packs_keep_both_limits(documents, limit: int | None, seed: int):
-    lengths, images = (np.array(column, dtype=np.int32) for column in zip(*documents, strict=True))
-    _, packs = choose_packs(lengths, 50, images, limit, seed)
-    assert ((packs == NOT_PLACED) == (images > limit if limit is not None else np.zeros(len(images), bool))).all()
-    placed = packs >= 0
-    assert (np.bincount(packs[placed], weights=lengths[placed]) <= 50).all()
-    assert limit is None or (np.bincount(packs[placed], weights=images[placed]) <= limit).all()
-    assert packs.max() <= best_fit_decreasing(lengths, 50, images, limit).max()
+@settings(max_examples=200, deadline=None)
+def test_the_chosen_packs_keep_every_limit(documents, max_images, max_patches, one_size: bool, seed: int):
+    lengths, images, patches = columns(documents)
+    patches = images * 7 if one_size else patches
+    place = np.random.default_rng(seed).random(len(lengths))
+    _, packs = choose_packs(lengths, Limits(40, max_images, max_patches), images, patches, place)
+    assert (packs >= 0).all()
+    assert within(packs, lengths, 40)
+    assert within(packs, images, max_images)
+    assert within(packs, patches, max_patches)
+    assert set(packs.tolist()) == set(range(packs.max() + 1))
+
+
+def test_many_documents_are_packed_by_best_fit_alone():
+    lengths = np.random.default_rng(0).integers(100, 200, MAX_EXACT + 1, dtype=np.int32)
+    nothing = np.zeros_like(lengths)
+    place = np.random.default_rng(1).random(len(lengths))
+    assert choose_packs(lengths, Limits(1024), nothing, nothing, place)[0] == BEST_FIT
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=60), capacity=st.integers(1, 50))
+@settings(max_examples=100, deadline=None)
+def test_one_by_one_and_in_groups_fill_alike(lengths: list[int], capacity: int):
+    sizes = np.array(lengths, dtype=np.int32)
+    loads = []
+    for few in (0, 10**9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(binning, "FEW", few)
+            packs = best_fit_decreasing(sizes, capacity)
+        loads.append(sorted(np.bincount(packs[packs >= 0], weights=sizes[packs >= 0]).tolist()))
+    assert loads[0] == loads[1]
+    reference = global_best_fit(sizes, capacity)
+    assert loads[0] == sorted(np.bincount(reference[reference >= 0], weights=sizes[reference >= 0]).tolist())

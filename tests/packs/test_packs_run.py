@@ -53,11 +53,12 @@ def test_unusable_samples_are_counted_and_listed(recipe, tmp_path: Path):
     assert summary.unusable == {"too long": 1, "longer than a pack": 1}
     lines = [json.loads(line) for line in (made.out / "quarantine.jsonl").read_text().splitlines()]
     assert [(line["reason"], line["shard"]) for line in lines] == [
-        ("too long", "00000.tar"),
         ("longer than a pack", "00000.tar"),
+        ("too long", "00000.tar"),
     ]
-    assert [line["key"] for line in lines] == ["000000010", "000000008"]
-    assert "125 tokens, 1 images; a pack holds 96 tokens" in lines[1]["detail"]
+    assert [line["key"] for line in lines] == ["000000008", "000000010"]
+    assert lines[0]["offset"] > 0
+    assert "125 tokens, 1 images, 0 patches; allowed are 96 tokens" in lines[0]["detail"]
 
 
 def test_too_much_unusable_stops_the_stage(recipe, tiny_shards):

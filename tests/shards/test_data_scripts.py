@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rebus.config import check_recipe
-from rebus.doctor import examine_shard
+from rebus.doctor.examine import examine_shard
 from rebus.errors import DataError
 from rebus.records import Text, content_uid
 from rebus.selection.config import SelectionRecipe
@@ -63,16 +63,16 @@ def test_the_shipped_set_is_whole_and_split_by_concept():
     assert not [base for base in everything if "-" in base and any(tone in base.split("-") for tone in tones)]
     flags = [base for base in everything if "1f1e6" <= base.split("-")[0] <= "1f1ff"]  # regional indicators
     assert not flags
-    num_good, damages = examine_shard(DATA / "emoji" / "heldout" / "00000.tar")
-    assert (num_good, damages) == (219, [])
+    findings = examine_shard(DATA / "emoji" / "heldout" / "00000.tar")
+    assert (findings.num_good, findings.damaged) == (219, ())
 
 
 def test_what_is_planted_is_what_is_found(pool):
     folder, planted = pool
     wanted = {(entry["shard"], entry["key"], entry["reason"]) for entry in planted["damaged"]}
-    found = [damage for tar in sorted(folder.glob("*.tar")) for damage in examine_shard(tar)[1]]
+    found = [damage for tar in sorted(folder.glob("*.tar")) for damage in examine_shard(tar).damaged]
     assert len(found) == len(wanted) == 12
-    assert {(damage.shard, damage.key, damage.reason) for damage in found} == wanted
+    assert {(Path(damage.shard).name, damage.key, damage.reason) for damage in found} == wanted
     assert len({reason for _, _, reason in wanted}) >= 6
     assert len({shard for shard, _, _ in wanted}) >= 3
     assert {entry["new"] for entry in planted["damaged"]} == {True, False}

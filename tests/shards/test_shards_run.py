@@ -13,6 +13,7 @@ from rebus.fingerprint import Manifest, prepare_out, read_manifest
 from rebus.records import Image, Text
 from rebus.shards import damage
 from rebus.shards.config import ShardsRecipe
+from rebus.shards.inputs import input_fingerprints
 from rebus.shards.members import CLIMBING_PATH
 from rebus.shards.read import iterate, read_metadata, read_quarantine
 from rebus.shards.run import run
@@ -27,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     rows = []
     for number in range(NUM_PAIRS):
         (tmp_path / "raw" / "images").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "raw" / "images" / f"{number}.png").write_bytes(picture((number + 1, 4)))
+        (tmp_path / "raw" / "images" / f"{number}.png").write_bytes(picture((number + 2, 4)))
         rows.append({"file": f"images/{number}.png", "caption": f'number "{number}",\nwith a break', "place": "Ulm"})
     for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
         with open(tmp_path / "raw" / f"table{suffix}", "w", newline="", encoding="utf-8") as file:
@@ -64,7 +65,7 @@ def test_pairs_of_every_table_form(folder: Path, suffix: str):
     for number, (tar, row, sample) in enumerate(found):
         image, text = sample.parts
         assert isinstance(image, Image)
-        assert (image.width, text) == (number + 1, Text(f'number "{number}",\nwith a break'))
+        assert (image.width, text) == (number + 2, Text(f'number "{number}",\nwith a break'))
         assert read_metadata(tar, row) == {"file": f"images/{number}.png", "place": "Ulm", "uid": sample.uid}
     assert len({sample.uid for _, _, sample in found}) == NUM_PAIRS
     assert read_manifest(folder / "out", "shards").facts["num_samples"] == NUM_PAIRS
@@ -186,7 +187,7 @@ def test_conversations_with_one_two_and_no_image(folder: Path):
     summary = run(recipe(folder, source="conversations", input=str(table), max_bad_share=0.2))
     assert summary.reasons == {damage.PLACEHOLDER_MISMATCH: 1}
     found = list(iterate(folder / "out" / "00000.tar"))
-    assert [row["image_sizes"] for row, _ in found] == [[1, 4], [2, 4, 3, 4], [], [4, 4]]
+    assert [row["image_sizes"] for row, _ in found] == [[2, 4], [3, 4, 4, 4], [], [5, 4]]
     assert [row["kind"] for row, _ in found] == ["conversation"] * 4
     tar = folder / "out" / "00000.tar"
     assert [read_metadata(tar, row)["id"] for row, _ in found] == ["one", "two", "none", "chat"]
@@ -199,7 +200,7 @@ def test_pages_become_documents(folder: Path):
     run(recipe(folder, source="pages", input=str(table)))
     ((row, sample),) = iterate(folder / "out" / "00000.tar")
     assert row["kind"] == "page"
-    assert [part.text if isinstance(part, Text) else part.width for part in sample.parts] == ["a", 1, "b", 6]
+    assert [part.text if isinstance(part, Text) else part.width for part in sample.parts] == ["a", 2, "b", 7]
 
 
 @pytest.fixture
@@ -256,6 +257,43 @@ def test_copied_tars_have_the_same_index_and_fingerprint(tars: Path, tmp_path: P
     assert len(prints) == 1
 
 
+def test_tars_stay_where_they_are_behind_links(tars: Path, tmp_path: Path):
+    before = contents(tars)
+    tree = {"source": "tars", "input": str(tars), "out": str(tmp_path / "links"), "link": True, "num_workers": 1}
+    assert run(check_recipe(ShardsRecipe, tree, "test")).num_samples == 18
+    assert contents(tars) == before
+    run(tars_recipe(tars, tmp_path / "copy"))
+    links = sorted((tmp_path / "links").glob("*.link"))
+    assert len(links) == 3
+    assert not list((tmp_path / "links").glob("*.tar"))
+    for link in links:
+        copied = [(row, sample.parts) for row, sample in iterate((tmp_path / "copy" / link.name).with_suffix(".tar"))]
+        assert [(row, sample.parts) for row, sample in iterate(link)] == copied
+    # Links and copies of the same tars are no stand-in for each other.
+    run(check_recipe(ShardsRecipe, tree | {"link": False}, "test"))
+    assert sorted(path.suffix for path in (tmp_path / "links").iterdir()).count(".tar") == 3
+    assert not list((tmp_path / "links").glob("*.link"))
+
+
+def test_what_is_odd_is_counted_and_shown(folder: Path, capsys):
+    import io
+
+    import PIL.Image
+
+    for number in (3, 4):
+        buffer = io.BytesIO()
+        PIL.Image.new("CMYK", (8, 8)).save(buffer, "JPEG")
+        (folder / "raw" / "images" / f"{number}.png").write_bytes(buffer.getvalue())
+    with open(folder / "raw" / "table.jsonl", "a") as file:
+        file.write('{"file": "images/absent.png", "caption": "c"}\n')
+    summary = run(recipe(folder))
+    assert (summary.notes, summary.reasons) == ({damage.CMYK: 2}, {damage.MISSING_IMAGE: 1})
+    shown = capsys.readouterr().out
+    for wanted in ("usable samples", "23", "shards", "noted: CMYK", "damaged: missing image"):
+        assert wanted in shown
+    assert read_manifest(folder / "out", "shards").facts["notes"] == {damage.CMYK: 2}
+
+
 def test_out_inside_its_own_input_is_refused(folder: Path):
     with pytest.raises(DataError, match="inside each other"):
         run(recipe(folder, out=str(folder / "raw" / "out")))
@@ -272,3 +310,16 @@ def test_a_recipe_with_a_wrong_key_names_the_right_one(tmp_path: Path):
     (tmp_path / "r.yaml").write_text("source: pairs\ninput: a.csv\nout: b\nsample_per_shard: 3\n")
     with pytest.raises(ConfigError, match="did you mean 'samples_per_shard'"):
         load_recipe(ShardsRecipe, tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("source", ["hub", "open_qwen2vl"])
+def test_a_folder_that_changed_in_bytes_alone_is_another_input(tmp_path: Path, source: str):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "a").write_bytes(b"one")
+    tree = {"source": source, "input": str(tmp_path / "in"), "out": str(tmp_path / "out")}
+    found = check_recipe(ShardsRecipe, tree, "test")
+    before = input_fingerprints(found)
+    (tmp_path / "in" / "deep" / "a").write_bytes(b"two")
+    assert input_fingerprints(found) != before
+    (tmp_path / "in" / "deep" / "a").write_bytes(b"one")
+    assert input_fingerprints(found) == before

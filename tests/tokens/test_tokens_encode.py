@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rebus.errors import DataError
 from rebus.records import Image, Sample, Text
 from rebus.tokens.config import ImageConfig, TokensConfig
-from rebus.tokens.encode import IMAGE_ID, UnusableSample, count, encode, encode_prompt
+from rebus.tokens.encode import IMAGE_ID, Count, UnusableSample, count, count_batch, encode, encode_prompt
 from rebus.tokens.tokenizer import Tokens, load_tokens, stop_ids, tokens_fingerprint
 
 END, START, STOP = 0, 1, 2
@@ -109,6 +109,39 @@ def test_count_is_what_encode_gives(plain: Tokens):
     sample = sample_of(Image(9, 9), Text("a photo"))
     counted, encoded = count(sample, plain), encode(sample, plain)
     assert (counted.num_tokens, counted.num_images, counted.num_image_tokens) == (encoded.num_tokens, 1, 4)
+
+
+roles = st.sampled_from(["", "user", "assistant", "system"])
+parts = st.lists(
+    st.builds(Text, st.text("a<|im_end|>ä b", max_size=12), roles)
+    | st.builds(Image, st.just(9), st.just(7), role=roles),
+    max_size=6,
+)
+
+
+@given(batch=st.lists(parts, max_size=5), template=st.sampled_from(["plain", "chatml"]), opened=st.booleans())
+@quick
+def test_counts_of_a_batch_are_what_encode_gives_one_by_one(tiny_tokenizer_folder: Path, batch, template, opened: bool):
+    start = "<|im_start|>" if opened else None
+    image = ImageConfig(size=64, patch_size=32, tokens_per_side=2)
+    config = TokensConfig(
+        tokenizer=tiny_tokenizer_folder, template=template, image=image, max_tokens=20, start_of_text=start
+    )
+    tokens = load_tokens(config)
+    samples = [sample_of(*parts) for parts in batch]
+    for sample, counted in zip(samples, count_batch(samples, tokens), strict=True):
+        if isinstance(counted, UnusableSample):
+            with pytest.raises(DataError) as caught:
+                encode(sample, tokens)
+            told = caught.value
+            if isinstance(told, UnusableSample):
+                assert (counted.reason, counted.detail) == (told.reason, told.detail)
+            else:
+                assert (counted.reason, counted.detail) == ("unreadable", str(told))
+        else:
+            encoded = encode(sample, tokens)
+            num_images = len(encoded.images)
+            assert counted == Count(len(encoded.ids), num_images, int((encoded.ids == IMAGE_ID).sum()), 4 * num_images)
 
 
 def test_unusable_samples_say_why(plain: Tokens, chatml: Tokens):

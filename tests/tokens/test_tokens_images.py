@@ -28,7 +28,7 @@ def png(picture: PIL.Image.Image) -> bytes:
 @settings(max_examples=60, deadline=None)
 def test_any_size_becomes_the_square(width: int, height: int, resize: str, size: int):
     config = ImageConfig(size=size, resize=resize)
-    assert resize_image(PIL.Image.new("RGB", (width, height)), config).size == (size, size)
+    assert resize_image(PIL.Image.new("RGB", (width, height)), config).shape == (size, size, 3)
 
 
 def test_pixels_are_normalised_per_channel():

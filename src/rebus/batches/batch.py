@@ -1,23 +1,28 @@
 """What the model reads: documents end to end, no padding."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from rebus.pictures import ImageConfig
 from rebus.records import Damage
 
 IGNORE = -100
 """Label of a position that predicts nothing that counts."""
 
+TENSORS = ("ids", "labels", "positions", "bounds", "pixels", "slots")
+
 
 @dataclass(frozen=True)
 class Batch:
-    """T tokens, D documents, N images.
+    """T tokens, S stretches of them that attend to nothing else, D documents, N images.
 
     ids: int64 [T], -1 at image slots. labels: int64 [T], the target predicted AT position t (already shifted), IGNORE
-    where none; never of the next document. positions: int64 [T], from 0 in each document. bounds: int32 [D + 1].
-    pixels: float32 [N, 3, H, W], or [N, tokens, C] where the loader was given features. slots: int64 [N, 2], start
-    and length in T. uids, keys: of the D documents. damage: documents of the packs that could not be loaded.
+    where none; never of the next stretch. positions: int64 [T], from 0 in each stretch. bounds: int32 [S + 1]. A
+    stretch is a document, or a whole pack where the plan is `cross_document`.
+    pixels: uint8 [N, 3, H, W] as `image` says, normalised on the way to the device; or float32 as the model takes them
+    (`image` is None): [N, 3, H, W], or features [N, tokens, C]. slots: int64 [N, 2], start and length in T.
+    uids, keys: of the D documents. damage: documents of the packs that could not be loaded.
     """
 
     ids: torch.Tensor
@@ -29,6 +34,7 @@ class Batch:
     uids: tuple[str, ...]
     keys: tuple[str, ...]
     damage: tuple[Damage, ...] = ()
+    image: ImageConfig | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -46,8 +52,29 @@ class Batch:
     def num_supervised(self) -> int:
         return int((self.labels != IGNORE).sum())
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each stretch between `bounds`, for messages; none where stretches hold several documents."""
+        return self.keys if len(self.keys) == len(self.bounds) - 1 else ()
+
+    def pin(self) -> "Batch":
+        """The same batch in page-locked memory, which a GPU copies while it computes; itself where there is no CUDA."""
+        if not torch.cuda.is_available():
+            return self
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in TENSORS})
+
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its tensors on `device`."""
-        names = ("ids", "labels", "positions", "bounds", "pixels", "slots")
-        tensors = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return Batch(**tensors, uids=self.uids, keys=self.keys, damage=self.damage)
+        """The same batch with its tensors on `device` and its pixels as the model takes them."""
+        tensors = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
+        if self.image is not None:
+            tensors["pixels"] = normalised(tensors["pixels"], self.image)
+        return replace(self, **tensors, image=None)
+
+
+def normalised(pixels: torch.Tensor, image: ImageConfig) -> torch.Tensor:
+    """uint8 [N, 3, H, W] -> float32, bit for bit what pictures.normalise makes; a quarter of the bytes travelled."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=pixels.device)[:, None, None]
+        for values in (image.mean, image.std)
+    )
+    return (pixels.contiguous().float() - mean) / std

@@ -6,27 +6,34 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from rebus.batches.batch import Batch
 from rebus.batches.collate import Document, collate
+from rebus.batches.indexes import Indexes
 from rebus.errors import DataError
 from rebus.packs.plan import Plan, Reference, open_plan
-from rebus.pictures import ImageConfig, prepare_image
+from rebus.pictures import ImageConfig, prepare_pixels
 from rebus.records import Damage, Image
-from rebus.shards.read import read_index, read_sample
+from rebus.shards.cache import ShardCache
+from rebus.shards.damage import UNDECODABLE_IMAGE
+from rebus.shards.read import read_sample
 from rebus.tokens.config import TokensConfig
-from rebus.tokens.encode import Encoded, UnusableSample, encode
+from rebus.tokens.encode import UNREADABLE, Encoded, UnusableSample, encode
 from rebus.tokens.tokenizer import Tokens, load_tokens, special_id
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What fills an image slot. function: Image -> float32 array of `shape`: pixels (3, H, W), or cached features
-    (tokens, C). It raises ValueError for a picture that it cannot use, and runs in the loader's threads."""
+    """What fills an image slot. function: Image -> array of `shape`. It raises ValueError for a picture that it cannot
+    use, and runs in the loader's threads.
+
+    image: for uint8 pixels (3, H, W), by which rule they are normalised once they are on the device; None where the
+    arrays are float32 as the model takes them: normalised pixels, or cached features (tokens, C).
+    """
 
     function: Callable[[Image], np.ndarray]
     shape: tuple[int, ...]
+    image: ImageConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -36,69 +43,108 @@ class Feed:
     plan: Plan
     tokens: Tokens
     preparation: Preparation
-    indexes: dict[Path, pa.Table] = field(default_factory=dict, repr=False)
+    indexes: Indexes = field(default_factory=Indexes, repr=False)
+    cache: ShardCache | None = None
 
     @property
     def num_packs(self) -> int:
         return self.plan.num_packs
 
 
-def open_feed(folder: Path, *, tokens: TokensConfig | None = None, preparation: Preparation | None = None) -> Feed:
+def open_feed(
+    folder: Path,
+    *,
+    tokens: TokensConfig | None = None,
+    preparation: Preparation | None = None,
+    shard_cache: Path | None = None,
+    shard_cache_gb: float = 20,
+) -> Feed:
     """Opens a plan for reading.
 
-    tokens: None takes the plan's own rules. preparation: None decodes and resizes pixels (pictures.prepare_image).
+    tokens: None takes the plan's own rules. preparation: None decodes and resizes pixels (pictures.prepare_pixels).
+    shard_cache: folder that keeps remote shards while they are read; None asks for every sample by its range.
     Raises: StrangerError where tokenizer, rules or shards are not those of the plan; DataError.
     """
     plan = open_plan(folder, tokens)
-    return Feed(plan, load_tokens(plan.tokens), preparation or pixels_of(plan.tokens.image))
+    cache = ShardCache(shard_cache, int(shard_cache_gb * 1e9)) if shard_cache is not None else None
+    return Feed(plan, load_tokens(plan.tokens), preparation or pixels_of(plan.tokens.image), cache=cache)
 
 
 def pixels_of(config: ImageConfig) -> Preparation:
-    """The default preparation: decoded, resized, normalised pixels."""
-    return Preparation(partial(_pixels, config=config), (3, config.size, config.size))
+    """The default preparation: decoded and resized pixels."""
+    return Preparation(partial(_pixels, config=config), (3, config.size, config.size), config)
 
 
 def build_batch(feed: Feed, packs: tuple[int, ...]) -> Batch:
     """Reads, encodes and collates the documents of some packs. A document that cannot be loaded is left out and listed
-    in `damage`; nothing takes its place."""
-    documents: list[Document] = []
-    damage: list[Damage] = []
-    for pack in packs:
-        for reference in feed.plan.documents(pack):
-            loaded = load_document(feed, reference)
-            if isinstance(loaded, Damage):
-                damage.append(loaded)
-            else:
-                documents.append(loaded)
-    return collate(documents or [_nothing(feed.tokens)], feed.preparation.shape, tuple(damage))
+    in `damage`; nothing takes its place.
+
+    All texts come before all pictures: after a picture went through the processor's caches, the code that reads and
+    encodes a text runs three times as long (0.45 ms a document, 0.15 ms side by side).
+    """
+    found = [[_read(feed, one) for one in feed.plan.documents(pack)] for pack in packs]
+    loaded = [[_prepare(feed, one) for one in pack] for pack in found]
+    kept = [[one for one in pack if isinstance(one, Document)] for pack in loaded]
+    together = [len(pack) for pack in kept if pack] or [1]
+    return collate(
+        [one for pack in kept for one in pack] or [_nothing(feed.tokens)],
+        feed.preparation.shape,
+        tuple(one for pack in loaded for one in pack if isinstance(one, Damage)),
+        image=feed.preparation.image,
+        together=together if feed.plan.cross_document else None,
+    )
 
 
 def load_document(feed: Feed, reference: Reference) -> Document | Damage:
     """One document of a plan, or why it cannot be trained on."""
-    index = _index_of(feed, reference.shard)
-    if reference.row >= index.num_rows:
-        return Damage(reference.shard.name, reference.uid, -1, "not in the index", f"row {reference.row}")
-    place = index.slice(reference.row, 1).to_pylist()[0]
+    return _prepare(feed, _read(feed, reference))
+
+
+def _read(feed: Feed, reference: Reference) -> "_Undecoded | Damage":
+    """A document read and tokenised, its pictures not yet decoded."""
+    index, shard = feed.indexes.open(reference.shard), reference.shard
+    if reference.row >= index.num_samples:
+        return Damage(shard.name, reference.uid, -1, "not in the index", f"row {reference.row}")
+    place = index.place(reference.row)
     try:
-        encoded = encode(read_sample(reference.shard, place), feed.tokens)
+        sample = read_sample(shard, place, index.link, feed.cache)
+        encoded = encode(reference.cut(sample), feed.tokens)
         _check_count(encoded, reference)
-        arrays = tuple(feed.preparation.function(image) for image in encoded.images)
     except UnusableSample as error:
-        return Damage(reference.shard.name, place["key"], place["offset"], error.reason, error.detail)
+        return Damage(shard.name, place["key"], place["offset"], error.reason, error.detail)
     except DataError as error:
-        return Damage(reference.shard.name, place["key"], place["offset"], "unreadable", str(error))
+        return Damage(shard.name, place["key"], place["offset"], UNREADABLE, str(error))
+    return _Undecoded(encoded, reference, place["key"], place["offset"])
+
+
+def _prepare(feed: Feed, found: "_Undecoded | Damage") -> Document | Damage:
+    if isinstance(found, Damage):
+        return found
+    try:
+        arrays = tuple(feed.preparation.function(image) for image in found.encoded.images)
     except ValueError as error:
-        return Damage(reference.shard.name, place["key"], place["offset"], "undecodable image", str(error))
-    return Document(encoded, arrays, reference.uid, place["key"])
+        return Damage(found.reference.shard.name, found.key, found.offset, UNDECODABLE_IMAGE, str(error))
+    return Document(found.encoded, arrays, found.reference.uid, found.key)
+
+
+@dataclass(frozen=True)
+class _Undecoded:
+    """Between reading and decoding. offset: of the sample in its shard's data."""
+
+    encoded: Encoded
+    reference: Reference
+    key: str
+    offset: int
 
 
 def plan_images(feed: Feed) -> Iterator[Image]:
     """Every picture of the plan, in the plan's order; samples that cannot be read are left to the loader to list."""
     for pack in range(feed.num_packs):
         for reference in feed.plan.documents(pack):
-            index = _index_of(feed, reference.shard)
+            index = feed.indexes.open(reference.shard)
             try:
-                yield from read_sample(reference.shard, index.slice(reference.row, 1).to_pylist()[0]).images
+                sample = read_sample(reference.shard, index.place(reference.row), index.link, feed.cache)
+                yield from reference.cut(sample).images
             except DataError:
                 continue
 
@@ -108,18 +154,10 @@ def _check_count(encoded: Encoded, reference: Reference) -> None:
         raise UnusableSample("not as planned", f"{encoded.num_tokens} tokens, the plan has {reference.num_tokens}")
 
 
-def _index_of(feed: Feed, shard: Path) -> pa.Table:
-    """Indexes stay open: an Arrow row takes about 120 bytes, so ten million samples take 1.2 GB. Two threads that
-    read one at the same time read the same."""
-    if shard not in feed.indexes:
-        feed.indexes[shard] = read_index(shard)
-    return feed.indexes[shard]
-
-
 def _pixels(image: Image, config: ImageConfig) -> np.ndarray:
     if image.data is None:
         raise ValueError("the image has a size but no data.")
-    return prepare_image(image.data, config)
+    return prepare_pixels(image.data, config)
 
 
 def _nothing(tokens: Tokens) -> Document:

@@ -7,7 +7,7 @@ Besides fuller packs, this gives every pack a like mix of long and short documen
 
 import numpy as np
 
-from rebus.packs.binning import NOT_PLACED, best_fit_decreasing
+from rebus.packs.binning import NOT_PLACED
 
 NUM_TRIED = 16  # documents tried as the third last before a pack is left short
 NUM_SHORT = 64  # tokens that a pack may end short of before it is filled by length alone
@@ -70,33 +70,14 @@ class _Remaining:
         return None
 
 
-def choose_packs(
-    lengths: np.ndarray, capacity: int, num_images: np.ndarray, max_images: int | None, seed: int
-) -> tuple[str, np.ndarray]:
-    """The rule that makes fewer packs, and the pack of each document, int64 [n]; on a tie the more even one.
-
-    fill_exactly knows no limit on images, so it only counts where it happens to keep it. The documents are shuffled
-    first: those of one length go in order, and neighbours in the source should not be neighbours in a pack.
-    """
-    order = np.argsort(np.random.PCG64(seed).random_raw(len(lengths)), kind="stable")
-    best = best_fit_decreasing(lengths[order], capacity, num_images[order], max_images)
-    exact = fill_exactly(lengths[order], capacity)
-    images = np.bincount(exact[exact >= 0], weights=num_images[order][exact >= 0])
-    allowed = max_images is None or images.max(initial=0) <= max_images
-    rule, found = ("exact fill", exact) if allowed and exact.max() <= best.max() else ("best-fit decreasing", best)
-    packs = np.empty(len(lengths), dtype=np.int64)
-    packs[order] = found
-    return rule, packs
-
-
 def fill_exactly(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """Takes lengths int [n], each at least 1, in an order without meaning (shuffle them first).
 
-    Returns: int64 [n], the pack of each document, NOT_PLACED for one that is longer than a pack. Deterministic.
+    Returns: int32 [n], the pack of each document, NOT_PLACED for one that is longer than a pack. Deterministic.
     One to three microseconds a document.
     """
     remaining = _Remaining(np.asarray(lengths), capacity)
-    packs = np.full(len(lengths), NOT_PLACED, dtype=np.int64)
+    packs = np.full(len(lengths), NOT_PLACED, dtype=np.int32)
     pack = 0
     while remaining.num_documents:
         packs[_fill_pack(remaining)] = pack

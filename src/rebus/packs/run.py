@@ -3,14 +3,13 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rebus.config import dump_recipe
 from rebus.engine import list_shards, map_shards
@@ -23,31 +22,35 @@ from rebus.fingerprint import (
     write_atomically,
     write_manifest,
 )
-from rebus.log import output, say, show_table
-from rebus.packs.complement import choose_packs
-from rebus.packs.config import PackRecipe
-from rebus.packs.lengths import count_shard, damage_line, write_kept_rows
-from rebus.packs.plan import SCHEMA, write_plan
-from rebus.records import Damage
+from rebus.log import say
+from rebus.packs.choice import MAX_EXACT, choose_packs
+from rebus.packs.config import PackRecipe, ShardsFolder
+from rebus.packs.copies import separate_copies
+from rebus.packs.cutting import Limits
+from rebus.packs.lengths import Counting, Lengths, count_shard, read_lengths, uid_array, write_kept_rows
+from rebus.packs.mixture import expand, folder_repeats, list_folders
+from rebus.packs.plan import PLAN_FILE, SCHEMA, VERSION, pack_costs, write_plan
+from rebus.packs.summary import SUMMARY_FILE, PackSummary, plan_facts, read_summary, report, summarise
 from rebus.tokens.tokenizer import load_tokens, tokens_fingerprint
 
 LENGTHS = "lengths"
-LONGER_THAN_A_PACK = "longer than a pack"
+NUM_WRITTEN = 1 << 20  # rows of the plan that are gathered in memory at once
+SHAPING = (
+    "capacity", "max_images_per_pack", "max_patches_per_pack", "seed", "resample", "holdout", "holdout_seed", "part",
+    "oversize", "block_shards", "cross_document", "cost",
+)  # fmt: skip
+"""Settings that make another plan. `shards` come in as inputs, and with their repeats."""
 
 
 @dataclass(frozen=True)
-class PackSummary:
-    """What a plan holds. fill: share of all positions that documents take. rule: which made fewer packs.
-    histogram: (first length, documents)."""
+class Packing:
+    """document: int32 [m], rows of Lengths, a document once for each copy. packs: int32 [m], all placed.
+    blocks: the first pack of each block of shards, and the number of packs. rules: that made them."""
 
-    num_packs: int
-    num_documents: int
-    num_tokens: int
-    num_image_tokens: int
-    fill: float
-    unusable: dict[str, int]
+    document: np.ndarray
+    packs: np.ndarray
+    blocks: tuple[int, ...]
     rule: str
-    histogram: tuple[tuple[int, int], ...]
 
 
 def run(recipe: PackRecipe) -> PackSummary:
@@ -56,157 +59,159 @@ def run(recipe: PackRecipe) -> PackSummary:
     Raises: DataError where nothing is left to pack or too much is unusable; StrangerError where the selection was made
     of other shards.
     """
-    wanted = _manifest(recipe)
+    folders = list_folders(recipe.shards)
+    wanted = _manifest(recipe, folders)
     if is_current(recipe.out, wanted):
         say(f"{recipe.out} is up to date")
-        return _read_summary(recipe.out)
+        return read_summary(recipe.out)
     load_tokens(recipe.tokens)
     prepare_out(recipe.out, wanted)
-    shards = [shard for folder in recipe.shards for shard in list_shards(folder)]
-    table, bad_lines = _count(recipe, shards)
-    table, summary, bad_lines = _pack(recipe, shards, table, bad_lines)
-    write_plan(recipe.out, table)
+    by_folder = [list_shards(one.folder) for one in folders]
+    shards = [shard for listed in by_folder for shard in listed]
+    lengths, bad_lines = _count(recipe, shards)
+    _stop_if_too_bad(recipe, lengths, bad_lines)
+    packing = pack_documents(recipe, lengths, folders, [len(listed) for listed in by_folder])
+    write_plan(recipe.out, _plan_rows(lengths, packing))
+    summary = _summarise(recipe, lengths, packing, bad_lines)
     write_atomically(recipe.out / "quarantine.jsonl", "".join(line + "\n" for line in bad_lines))
-    write_atomically(recipe.out / "pack.json", json.dumps(vars(summary), indent=2) + "\n")
+    write_atomically(recipe.out / SUMMARY_FILE, json.dumps(vars(summary), indent=2) + "\n")
     dump_recipe(recipe, recipe.out / "recipe.yaml")
     shutil.rmtree(recipe.out / LENGTHS)
-    write_manifest(recipe.out, Manifest(wanted.kind, wanted.made_by, wanted.inputs, _facts(recipe, shards, summary)))
-    _report(recipe, summary)
+    facts = plan_facts(recipe, [one.folder for one in folders], shards, packing.blocks, summary)
+    write_manifest(recipe.out, Manifest(wanted.kind, wanted.made_by, wanted.inputs, facts))
+    report(recipe, summary)
     return summary
 
 
-def _manifest(recipe: PackRecipe) -> Manifest:
-    inputs = {f"shards/{i}": read_manifest(folder, "shards").fingerprint for i, folder in enumerate(recipe.shards)}
+def _manifest(recipe: PackRecipe, folders: Sequence[ShardsFolder]) -> Manifest:
+    inputs = {f"shards/{i}": read_manifest(one.folder, "shards").fingerprint for i, one in enumerate(folders)}
     if recipe.selection is not None:
-        inputs["selection"] = _check_selection(recipe, inputs["shards/0"])
-    made_by = recipe.model_dump(mode="json", include={"capacity", "max_images_per_pack", "max_bad_share", "seed"})
+        inputs["selection"] = _check_selection(recipe.selection, folders, inputs["shards/0"])
+    shares = [one.model_dump(mode="json", exclude={"folder"}) for one in folders]
+    made_by = {"version": VERSION, "shares": shares, **recipe.model_dump(mode="json", include=set(SHAPING))}
     return Manifest("plan", {**made_by, "tokens": tokens_fingerprint(recipe.tokens)}, inputs)
 
 
-def _check_selection(recipe: PackRecipe, shards: str) -> str:
+def _check_selection(path: Path, folders: Sequence[ShardsFolder], shards: str) -> str:
     """A selection names shards by file name alone, so it must be of exactly the folder that is packed."""
-    assert recipe.selection is not None
-    if len(recipe.shards) > 1:
-        raise ConfigError(
-            f"`selection: {recipe.selection}` goes with one shards folder, but `shards:` names {len(recipe.shards)}."
-        )
-    selection = read_manifest(recipe.selection, "selection")
+    if len(folders) > 1:
+        raise ConfigError(f"`selection: {path}` goes with one shards folder, but `shards:` names {len(folders)}.")
+    selection = read_manifest(path, "selection")
     if shards not in selection.inputs.values():
         raise StrangerError(
-            f"{recipe.selection} was made of other shards than {recipe.shards[0]}: it knows {selection.inputs}, the "
+            f"{path} was made of other shards than {folders[0].folder}: it knows {selection.inputs}, the "
             f"shards are {shards}. Select again: `rebus select`."
         )
     return selection.fingerprint
 
 
-def _count(recipe: PackRecipe, shards: Sequence[Path]) -> tuple[pa.Table, list[str]]:
-    """Lengths of all kept samples (columns shard, row, uid, num_*), and the unusable ones as lines of JSON."""
+def _limits(recipe: PackRecipe, num_tokens: int) -> Limits:
+    return Limits(num_tokens, recipe.max_images_per_pack, recipe.max_patches_per_pack)
+
+
+def _count(recipe: PackRecipe, shards: Sequence[Path]) -> tuple[Lengths, list[str]]:
+    """Lengths of all documents, and the unusable samples as lines of JSON."""
     out = recipe.out / LENGTHS
     out.mkdir(exist_ok=True)
     if recipe.selection is not None:
         write_kept_rows(recipe.selection, out, shards)
-    function = partial(count_shard, tokens=recipe.tokens, selected=recipe.selection is not None, out=out)
+    counting = Counting(
+        tokens=recipe.tokens,
+        limits=_limits(recipe, min(recipe.capacity, recipe.tokens.max_tokens)),
+        cut=recipe.oversize == "cut",
+        selected=recipe.selection is not None,
+        holdout=recipe.holdout,
+        holdout_seed=recipe.holdout_seed,
+        part=recipe.part,
+    )
+    function = partial(count_shard, counting=counting, out=out)
     paths = map_shards(function, shards, description="counting tokens", num_workers=recipe.num_workers)
-    tables = [pq.read_table(path) for path in paths]
     bad_lines = [line for path in paths for line in path.with_suffix(".jsonl").read_text().splitlines()]
-    numbers = np.repeat(np.arange(len(tables), dtype=np.int32), [table.num_rows for table in tables])
-    return pa.concat_tables(tables).append_column("shard", pa.array(numbers)), bad_lines
+    return read_lengths(paths), bad_lines
 
 
-def _pack(
-    recipe: PackRecipe, shards: Sequence[Path], table: pa.Table, bad_lines: list[str]
-) -> tuple[pa.Table, PackSummary, list[str]]:
-    """Bins the documents; those that fit no pack join the unusable ones. Returns the plan's table, sorted by pack."""
-    lengths, images = table["num_tokens"].to_numpy(), table["num_images"].to_numpy()
-    rule, packs = choose_packs(lengths, recipe.capacity, images, recipe.max_images_per_pack, recipe.seed)
-    num_samples = table.num_rows + len(bad_lines)
-    bad_lines = bad_lines + _too_large(recipe, shards, table.filter(pa.array(packs < 0)))
-    _stop_if_too_bad(recipe, bad_lines, num_samples)
-    placed = np.flatnonzero(packs >= 0)
-    placed = placed[np.argsort(packs[placed], kind="stable")]
-    table = table.take(pa.array(placed)).append_column("pack", pa.array(packs[placed].astype(np.int32)))
-    return table.select(SCHEMA.names).cast(SCHEMA), _summarise(recipe, table, bad_lines, rule), bad_lines
-
-
-def _too_large(recipe: PackRecipe, shards: Sequence[Path], table: pa.Table) -> list[str]:
-    limits = f"a pack holds {recipe.capacity} tokens and {recipe.max_images_per_pack or 'any number of'} images"
-    return [
-        damage_line(
-            Damage(
-                shards[row["shard"]].name,
-                row["key"],
-                row["offset"],
-                LONGER_THAN_A_PACK,
-                f"{row['num_tokens']} tokens, {row['num_images']} images; {limits}",
-            )
-        )
-        for row in table.to_pylist()
-    ]
-
-
-def _stop_if_too_bad(recipe: PackRecipe, bad_lines: Sequence[str], num_samples: int) -> None:
-    reasons = _reasons(bad_lines)
-    listed = "\n".join(f"  {reason}: {number:,}" for reason, number in reasons.items())
+def _stop_if_too_bad(recipe: PackRecipe, lengths: Lengths, bad_lines: Sequence[str]) -> None:
+    num_samples = int((lengths.columns["first_part"] == 0).sum()) + len(bad_lines)
+    listed = "\n".join(f"  {reason}: {number:,}" for reason, number in _reasons(bad_lines).items())
     if num_samples == len(bad_lines):
         raise DataError(f"no sample is left to pack, of {num_samples:,}.\n{listed}")
     share = len(bad_lines) / num_samples
     if share > recipe.max_bad_share:
         raise DataError(
             f"{len(bad_lines):,} of {num_samples:,} samples ({share:.1%}) cannot be packed; max_bad_share allows "
-            f"{recipe.max_bad_share:.1%}:\n{listed}\nMend the data, raise `capacity` and `tokens.max_tokens`, or raise "
-            "`max_bad_share`."
+            f"{recipe.max_bad_share:.1%}:\n{listed}\nMend the data, raise `capacity` and `tokens.max_tokens`, set "
+            "`oversize: cut`, or raise `max_bad_share`."
         )
 
 
-def _summarise(recipe: PackRecipe, table: pa.Table, bad_lines: Sequence[str], rule: str) -> PackSummary:
-    lengths = table["num_tokens"].to_numpy().astype(np.int64)
-    num_packs = int(table["pack"].to_numpy().max()) + 1
-    counts, edges = np.histogram(lengths, bins=min(12, int(np.ptp(lengths)) + 1))
-    return PackSummary(
-        num_packs=num_packs,
-        num_documents=len(lengths),
-        num_tokens=int(lengths.sum()),
-        num_image_tokens=int(table["num_image_tokens"].to_numpy().astype(np.int64).sum()),
-        fill=float(lengths.sum() / (num_packs * recipe.capacity)),
+def pack_documents(
+    recipe: PackRecipe, lengths: Lengths, folders: Sequence[ShardsFolder], num_shards: Sequence[int]
+) -> Packing:
+    """Repeats documents as the mixture wants, and packs them block by block. num_shards: of each folder.
+
+    Raises: DataError where the mixture leaves no document.
+    """
+    shard = lengths.columns["shard"]
+    bounds = np.searchsorted(shard, np.cumsum([0, *num_shards]))
+    repeats = folder_repeats(np.diff(bounds).tolist(), folders, recipe.resample)
+    document, place = expand(bounds, repeats, recipe.seed)
+    if not len(document):
+        raise DataError(f"repeats of {', '.join(f'{one:.3g}' for one in repeats)} leave no document to pack.")
+    per_block = recipe.block_shards or sum(num_shards)
+    edges = np.searchsorted(shard[document], np.arange(0, sum(num_shards) + per_block, per_block))
+    packs, blocks, rules = np.empty(len(document), np.int32), [0], []
+    for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        if end == start:  # nothing of these shards is used
+            continue
+        part = slice(start, end)
+        rule, found = _pack_block(recipe, lengths, document[part], place[part], exact=len(document) <= MAX_EXACT)
+        packs[part] = found + blocks[-1]
+        blocks.append(blocks[-1] + int(found.max()) + 1)
+        rules.append(rule)
+    return Packing(document, packs, tuple(blocks), Counter(rules).most_common(1)[0][0])
+
+
+def _pack_block(
+    recipe: PackRecipe, lengths: Lengths, document: np.ndarray, place: np.ndarray, *, exact: bool
+) -> tuple[str, np.ndarray]:
+    """The rule, and the pack of each document, int32 from 0 on."""
+    tokens, images, patches = (lengths.columns[name][document] for name in ("num_tokens", "num_images", "num_patches"))
+    rule, packs = choose_packs(tokens, _limits(recipe, recipe.capacity), images, patches, place, exact=exact)
+    if (np.diff(document) == 0).any():
+        packs = separate_copies(document, packs, (tokens, images, patches))
+    return rule, packs
+
+
+def _plan_rows(lengths: Lengths, packing: Packing) -> Iterator[pa.RecordBatch]:
+    """The rows of plan.arrow, sorted by pack, a stretch at a time: the whole would be in memory twice."""
+    order = np.argsort(packing.packs, kind="stable").astype(np.int32)
+    for start in range(0, len(order), NUM_WRITTEN):
+        places = order[start : start + NUM_WRITTEN]
+        rows = packing.document[places]
+        columns = {name: column[rows] for name, column in lengths.columns.items() if name in SCHEMA.names}
+        arrays = {"pack": packing.packs[places], **columns}
+        uids = uid_array(lengths.uids[rows])
+        batch = [uids if name == "uid" else pa.array(arrays[name]) for name in SCHEMA.names]
+        yield pa.RecordBatch.from_arrays(batch, schema=SCHEMA)
+
+
+def _summarise(recipe: PackRecipe, lengths: Lengths, packing: Packing, bad_lines: Sequence[str]) -> PackSummary:
+    order = np.argsort(packing.packs, kind="stable").astype(np.int32)
+    rows = packing.document[order]
+    num_tokens, patches = lengths.columns["num_tokens"][rows], lengths.columns["num_patches"][rows]
+    bounds = np.searchsorted(packing.packs[order], np.arange(packing.blocks[-1] + 1))
+    return summarise(
+        recipe,
+        num_tokens,
+        np.bincount(packing.document, minlength=len(lengths)),
+        pack_costs(num_tokens, patches, bounds, recipe.cost, cross_document=recipe.cross_document),
+        num_image_tokens=int(lengths.columns["num_image_tokens"][rows].sum(dtype=np.int64)),
         unusable=_reasons(bad_lines),
-        rule=rule,
-        histogram=tuple((int(np.ceil(edge)), int(number)) for edge, number in zip(edges, counts, strict=False)),
+        rule=packing.rule,
+        tally=lengths.tally,
+        plan_bytes=(recipe.out / PLAN_FILE).stat().st_size,
     )
 
 
 def _reasons(bad_lines: Sequence[str]) -> dict[str, int]:
     return dict(Counter(json.loads(line)["reason"] for line in bad_lines).most_common())
-
-
-def _facts(recipe: PackRecipe, shards: Sequence[Path], summary: PackSummary) -> dict:
-    return {
-        **{k: v for k, v in vars(summary).items() if k not in ("histogram", "unusable")},
-        "capacity": recipe.capacity,
-        "shards": [{"folder": str(shard.parent), "name": shard.name} for shard in shards],
-        "shard_folders": {f"shards/{i}": str(folder) for i, folder in enumerate(recipe.shards)},
-        "tokens": recipe.tokens.model_dump(mode="json"),
-        "tokens_fingerprint": tokens_fingerprint(recipe.tokens),
-    }
-
-
-def _read_summary(out: Path) -> PackSummary:
-    body = json.loads((out / "pack.json").read_text())
-    return PackSummary(**{**body, "histogram": tuple(map(tuple, body["histogram"]))})
-
-
-def _report(recipe: PackRecipe, summary: PackSummary) -> None:
-    rows: list[tuple[str, object]] = [
-        ("packs", summary.num_packs),
-        ("documents", summary.num_documents),
-        ("documents per pack", f"{summary.num_documents / summary.num_packs:.1f}"),
-        ("tokens", summary.num_tokens),
-        ("of images", f"{summary.num_image_tokens / summary.num_tokens:.1%}"),
-        ("fill", f"{summary.fill:.2%}"),
-        ("rule", summary.rule),
-        *((f"left out: {reason}", number) for reason, number in summary.unusable.items()),
-    ]
-    show_table(f"{recipe.out}: packs of {recipe.capacity:,} tokens", ["", ""], rows)
-    most = max(number for _, number in summary.histogram)
-    output.print("document lengths in tokens, from")
-    for start, number in summary.histogram:
-        output.print(f"{start:>7,}  {'█' * round(40 * number / most):<40} {number:,}", highlight=False)

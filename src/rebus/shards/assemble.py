@@ -14,17 +14,19 @@ from rebus.shards.damage import (
     MAX_CAPTION_CHARS,
     MISSING_CAPTION,
     MISSING_IMAGE,
+    NO_JSON,
     OVERSIZED_CAPTION,
     PLACEHOLDER,
     PLACEHOLDER_IN_CAPTION,
     SURPLUS_IMAGE,
     DamagedSampleError,
 )
-from rebus.shards.pages import page_parts
-from rebus.shards.probe import probe_image
+from rebus.shards.frames import frames_of
+from rebus.shards.pages import embedded_images, in_document_order, is_page, page_parts
+from rebus.shards.probe import probe_named
 from rebus.shards.turns import conversation_parts
 
-_IMAGE_NAME = re.compile(r"(?:(\d{1,6})\.)?(?:webp|jpe?g|png|gif|bmp)")
+_IMAGE_NAME = re.compile(r"(?:(\d{1,6})\.)?(?:webp|jpe?g|png|gif|bmp|tiff?)")
 _UID = re.compile(r"[0-9a-fA-F]{32}")
 
 
@@ -44,27 +46,45 @@ def assemble(
     *,
     metadata: Mapping[str, Any] | None = None,
     images: Sequence[Image] | None = None,
+    uid: str | None = None,
 ) -> Assembled:
     """Builds a sample from its members (extension -> bytes). A `txt` makes a caption; else the json decides:
-    `conversations` or `messages`, or a page's `texts`.
+    `conversations` or `messages`, or a page's `texts` or `text_list`.
 
     metadata: the content of the json, where somebody has parsed it already. images: what stands for the pictures,
-    where none is to be looked at (their sizes are known from the index); else they are probed, header by header.
-    Raises: DamagedSampleError with the reason.
+    where none is to be looked at (their sizes are known from the index); else they are probed, header by header, each
+    frame of a TIFF by itself.
+    uid: from the index, where it is known. Raises: DamagedSampleError with the reason.
     """
     if metadata is None:
         metadata = parse_json(members["json"]) if "json" in members else {}
+    notes: dict[str, None] = {}  # a set that keeps its order
     if images is None:
-        images = [probe_image(members[name]) for name in image_names(members)]
+        images = _probe(members, metadata, notes)
     if "txt" in members:
         kind, parts = "caption", _caption(parse_text(members["txt"]), images)
-    elif "texts" in metadata:
+        notes |= {} if "json" in members else {NO_JSON: None}
+    elif is_page(metadata):
         kind, parts = "page", page_parts(metadata, images)
     elif "conversations" in metadata or "messages" in metadata:
         kind, parts = "conversation", conversation_parts(metadata, images)
     else:
         raise DamagedSampleError(MISSING_CAPTION, "no txt, and no conversation or texts in the json")
-    return Assembled(kind, Sample(key, uid_of(metadata, members), source, tuple(parts)))
+    return Assembled(kind, Sample(key, uid or uid_of(metadata, members), source, tuple(parts)), tuple(notes))
+
+
+def _probe(members: Mapping[str, bytes], metadata: Mapping[str, Any], notes: dict[str, None]) -> list[Image]:
+    """The pictures of the members, else those that the json itself carries; what is odd of them goes to `notes`."""
+    names = image_names(members)
+    found = [(frame, name) for name in names for frame in frames_of(members[name])]
+    if not names and "image_info" in metadata:
+        found = [(data, "") for data in embedded_images(metadata)]
+    images = []
+    for data, name in found:
+        image, odd = probe_named(data, "png" if name.endswith(("tif", "tiff")) else name)  # what frames become
+        images.append(image)
+        notes |= dict.fromkeys(odd)
+    return images if "txt" in members else in_document_order(metadata, images)
 
 
 def is_image_name(extension: str) -> bool:

@@ -5,39 +5,79 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rebus.config import Config
+from rebus.config import Config, Place
 from rebus.engine import default_workers
+
+FOLDER_SOURCES = ("tars", "hub", "open_qwen2vl")
+LINKABLE = ("tars", "conversations", "pages", "meta")
+ROWS_PER_TAR, ROWS_PER_LINK = 1000, 20_000
 
 
 class ShardsRecipe(Config):
     """Where raw data lies and where its shards go.
 
-    source: `tars` are WebDataset shards that exist already (out equal to input indexes them where they lie; another
+    source: `tars` are WebDataset shards that exist already (out equal to input indexes them where they lie, another
     out copies them), `pairs` a CSV, TSV or JSONL table of `file` and `caption`, `conversations` LLaVA or messages
-    JSON, `pages` interleaved documents.
-    input: the folder of tars, or the table. root: the folder that image paths in the table start from; by default
-    the table's own. samples_per_shard: records a shard, bad ones included. max_bad_share: above it the stage stops.
+    JSON, `pages` interleaved documents, `hub` parquet files as on the hub, `open_qwen2vl` its packs, `meta` PaddleMIX's
+    list of conversation files: a shards folder each under `out`, and out/mixture.json for `rebus pack`.
+    input: the folder, or the table; a URL for `tars` alone. root: the folder that picture paths in the table start
+    from; by default the table's own. tokenizer: with which .pkl packs of `open_qwen2vl` were made.
+    link: data stays where it is; `out` gets an index and small `.link` files. Of JSON and JSONL, and of tars elsewhere.
+    check_images: for linked rows, look into the header of every picture. False opens none: sizes are the record's
+    `width` and `height`, else 0, which token counts that depend on the size refuse.
+    samples_per_shard: records a shard, bad ones included; by default 1,000 of a tar and 20,000 linked rows.
+    max_bad_share: above it the stage stops.
     """
 
-    source: Literal["tars", "pairs", "conversations", "pages"]
-    input: Path
+    source: Literal["tars", "pairs", "conversations", "pages", "hub", "open_qwen2vl", "meta"]
+    input: Place
     out: Path
     root: Path | None = None
-    samples_per_shard: int = Field(1000, ge=1, le=100_000)
+    tokenizer: Path | None = None
+    link: bool = False
+    check_images: bool = True
+    samples_per_shard: int | None = Field(None, ge=1, le=100_000)
     max_bad_share: float = Field(0.05, ge=0, le=1)
     num_workers: int = Field(default_factory=default_workers, ge=1)
 
     @model_validator(mode="after")
-    def _check_root(self) -> "ShardsRecipe":
-        if self.source == "tars" and self.root is not None:
-            raise ValueError("`root` belongs to sources that name image files; source `tars` has none")
+    def _check_source(self) -> "ShardsRecipe":
+        if self.source in ("tars", "open_qwen2vl") and self.root is not None:
+            raise ValueError(f"`root` belongs to sources that name image files; source `{self.source}` has none")
+        if isinstance(self.input, str) and self.source != "tars":
+            raise ValueError(f"`input` is a URL, which only source `tars` reads; fetch the table of `{self.source}`")
+        if self.tokenizer is not None and self.source != "open_qwen2vl":
+            raise ValueError("`tokenizer` (its folder) belongs to source `open_qwen2vl`, whose .pkl packs hold ids")
+        return self
+
+    @model_validator(mode="after")
+    def _check_link(self) -> "ShardsRecipe":
+        if not self.link:
+            return self
+        if self.source not in LINKABLE:
+            raise ValueError(f"`link` is for {', '.join(LINKABLE)}; source `{self.source}` is converted")
+        if self.in_place:
+            raise ValueError("`link` with `out` equal to `input`: tars that are indexed in place need no link")
+        if self.source in ("conversations", "pages") and self.table.suffix.lower() not in (".json", ".jsonl"):
+            raise ValueError(f"`link` reads .json and .jsonl, not {self.table.name}")
         return self
 
     @property
     def in_place(self) -> bool:
         """True where tars are indexed where they lie."""
-        return self.source == "tars" and self.out.resolve() == self.input.resolve()
+        return self.source == "tars" and isinstance(self.input, Path) and self.out.resolve() == self.input.resolve()
+
+    @property
+    def table(self) -> Path:
+        """The input of every source but remote tars."""
+        return Path(self.input)
 
     @property
     def image_root(self) -> Path:
-        return self.root if self.root is not None else self.input.parent
+        if self.root is not None:
+            return self.root
+        return self.table if self.source in FOLDER_SOURCES else self.table.parent
+
+    @property
+    def rows_per_shard(self) -> int:
+        return self.samples_per_shard or (ROWS_PER_LINK if self.link else ROWS_PER_TAR)

@@ -17,7 +17,7 @@ from rebus.shards.link import read_link
 from rebus.shards.members import DAMAGED_TAR, TRUNCATED_TAR, Member, walk_members
 from rebus.storage import file_size, open_file
 
-VERSION = 2
+VERSION = 3
 """Part of what makes a shards folder: count it up when the same tar gets another index."""
 
 DUPLICATE_KEY = "duplicate key"

@@ -3,7 +3,9 @@
 Python's tarfile ends silently at a damaged header in the middle of an archive, which would lose whole shards unseen.
 """
 
+import io
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -60,13 +62,13 @@ class _Header:
     size: int
 
 
-def walk_members(file: BinaryIO, num_bytes: int) -> Iterator[Member]:
+def walk_members(file: BinaryIO, num_bytes: int, start: int = 0) -> Iterator[Member]:
     """Yields the members of a tar of `num_bytes` bytes in order, faulty ones with their `fault` set.
 
     A fault of the archive itself (truncated, damaged header) is a Member without a name; after a damaged header the
     walk goes on at the next header that is whole.
     """
-    offset = 0
+    offset = start
     while offset + BLOCK <= num_bytes:
         member, following = _read_member(file, offset, num_bytes)
         if member is not None:
@@ -75,6 +77,47 @@ def walk_members(file: BinaryIO, num_bytes: int) -> Iterator[Member]:
             return
         offset = following
     yield Member("", offset, offset, 0, TRUNCATED_TAR)
+
+
+def split_members(data: bytes, key: str) -> dict[str, bytes]:
+    """The members of one sample, extension -> content, from the stretch of a tar that holds it: what walk_members
+    finds there under this key without a fault, without its cost where all headers are plain."""
+    found: dict[str, bytes] = {}
+    position, num_bytes = 0, len(data)
+    while position + BLOCK <= num_bytes:
+        plain = plain_header(data[position : position + BLOCK])
+        start = position + BLOCK
+        if plain is None or start + plain[1] > num_bytes:
+            members = walk_members(io.BytesIO(data), num_bytes)
+            return {m.extension: data[m.data_offset : m.end] for m in members if m.key == key and not m.fault}
+        name, size = plain
+        name = name.removeprefix("./")
+        dot = name.find(".", name.rfind("/") + 1)
+        if (name if dot < 0 else name[:dot]) == key:
+            found[name[len(key) + 1 :].lower()] = data[start : start + size]
+        position = start + (size + BLOCK - 1) // BLOCK * BLOCK
+    return found
+
+
+def plain_header(block: bytes) -> tuple[str, int] | None:
+    """Name and size from the header of a file of a short, harmless name: nearly all there are, read ten times as fast
+    as by tarfile. None for every other header, damaged ones among them: tarfile judges those.
+
+    The checksum is the sum of the bytes with its own field as spaces; Adler-32 holds it plus 1, modulo 65521.
+    """
+    field, size_field, end = block[148:156], block[124:136].strip(b" \0"), block.find(b"\0", 0, 100)
+    if len(block) != BLOCK or block[156] not in b"0\0" or block[345] or end < 1 or not size_field.isdigit():
+        return None
+    try:
+        checksum = int(field.strip(b" \0"), 8)
+        if zlib.adler32(block) & 0xFFFF != (checksum - 255 + sum(field)) % 65521:
+            return None
+        name, size = block[:end].decode(), int(size_field, 8)
+    except ValueError:
+        return None
+    if "\\" in name or ".." in name or name[0] == "/" or name[-1] == "/" or name[1:2] == ":":
+        return None
+    return name, size
 
 
 def _read_member(file: BinaryIO, offset: int, num_bytes: int) -> tuple[Member | None, int | None]:
@@ -128,7 +171,11 @@ def climbs_out(name: str) -> bool:
 def _read_header(file: BinaryIO, position: int) -> _Header:
     """Raises: tarfile.HeaderError where there is no whole header (checksum included)."""
     file.seek(position)
-    info = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
+    block = file.read(BLOCK)
+    plain = plain_header(block)
+    if plain is not None:
+        return _Header(plain[0], tarfile.REGTYPE, plain[1])
+    info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     if info.size < 0:
         raise tarfile.HeaderError("negative size")
     sizeless = info.type in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)

@@ -1,10 +1,10 @@
-"""What an encoded picture says of itself before a pixel of it is decoded: its format and its size."""
+"""What an encoded picture says before a pixel of it is decoded: its format, its size and what is odd about it."""
 
 import io
 import struct
-import warnings
+from dataclasses import dataclass
 
-# Pillow registers a format when its plugin is imported; it tries only registered ones.
+# The classes are called by themselves: PIL.Image.open warns of large pictures through state that threads share.
 import PIL.BmpImagePlugin
 import PIL.GifImagePlugin
 import PIL.Image
@@ -14,13 +14,51 @@ import PIL.PngImagePlugin
 import PIL.TiffImagePlugin
 import PIL.WebPImagePlugin
 
+from rebus.pictures import MAX_PIXELS
 from rebus.records import Image, Role
-from rebus.shards.damage import BOMB, UNREADABLE_IMAGE, ZERO_BYTE_IMAGE, DamagedSampleError
+from rebus.shards.damage import (
+    ANIMATED,
+    BOMB,
+    CMYK,
+    EXIF_ROTATED,
+    EXTREME_ASPECT,
+    SIXTEEN_BIT,
+    TINY_PICTURE,
+    UNREADABLE_IMAGE,
+    WRONG_EXTENSION,
+    ZERO_BYTE_IMAGE,
+    DamagedSampleError,
+)
+from rebus.shards.headers import quick_header
 
-DECODERS = ("WEBP", "JPEG", "PNG", "GIF", "BMP")
-FORMATS = {"WEBP": "webp", "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp"}
+FORMATS = {"WEBP": "webp", "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 """Picture formats that are opened, and their extension (MPO is a camera's JPEG). No other decoder runs on foreign
 bytes: Pillow knows some fifty, one of which (EPS) starts Ghostscript."""
+
+MAX_ASPECT = 200  # longer side over shorter: Qwen2-VL refuses what is beyond (smart_resize)
+MIN_SIDE = 2  # pixels; 1 x 1 is a page's counter of visits, not a picture
+
+_OPENERS = (
+    (b"\xff\xd8\xff", PIL.JpegImagePlugin.jpeg_factory),
+    (b"\x89PNG\r\n\x1a\n", PIL.PngImagePlugin.PngImageFile),
+    (b"RIFF", PIL.WebPImagePlugin.WebPImageFile),
+    (b"GIF8", PIL.GifImagePlugin.GifImageFile),
+    (b"BM", PIL.BmpImagePlugin.BmpImageFile),
+    (b"II*\0", PIL.TiffImagePlugin.TiffImageFile),
+    (b"MM\0*", PIL.TiffImagePlugin.TiffImageFile),
+)
+_ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and TIFF
+_OTHER_NAMES = {"jpeg": "jpg", "tiff": "tif"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """format: a key of FORMATS. width, height: in pixels. notes: constants of damage.NOTES."""
+
+    format: str
+    width: int
+    height: int
+    notes: tuple[str, ...] = ()
 
 
 def open_header(data: bytes) -> PIL.Image.Image:
@@ -28,19 +66,66 @@ def open_header(data: bytes) -> PIL.Image.Image:
     if not data:
         raise DamagedSampleError(ZERO_BYTE_IMAGE)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            return PIL.Image.open(io.BytesIO(data), formats=DECODERS)
-    except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
+        picture = next(opener for start, opener in _OPENERS if data.startswith(start))(io.BytesIO(data))
+    except PIL.Image.DecompressionBombError as error:  # Pillow's WebP looks before it opens its decoder
         raise DamagedSampleError(BOMB, str(error)) from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        detail = f"{len(data)} bytes that begin with {data[:8]!r}: {', '.join(sorted(set(FORMATS.values())))} are read"
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, StopIteration, Warning) as error:
+        known = ", ".join(sorted(set(FORMATS.values())))
+        detail = f"{len(data)} bytes that begin with {data[:8]!r}: {known} are read"
         raise DamagedSampleError(UNREADABLE_IMAGE, detail) from error
+    _refuse_bomb(*picture.size)
+    return picture
+
+
+def read_header(data: bytes) -> Header:
+    """Format, size and oddities. Raises: DamagedSampleError for what is no picture or too large a one."""
+    found = quick_header(data)
+    if found is None:
+        picture = open_header(data)
+        return Header(str(picture.format), *picture.size, _notes(picture, data))
+    _refuse_bomb(found.width, found.height)
+    return Header(found.format, found.width, found.height, tuple(found.notes))
 
 
 def probe_image(data: bytes, role: Role = "") -> Image:
-    """Size from the header. Raises: DamagedSampleError."""
-    width, height = open_header(data).size
-    if width < 1 or height < 1:
-        raise DamagedSampleError(UNREADABLE_IMAGE, f"{width} x {height} pixels")
-    return Image(width, height, data, role)
+    """Size from the header. Raises: DamagedSampleError for what is no picture, or none that shows anything."""
+    return probe_named(data, "", role)[0]
+
+
+def probe_named(data: bytes, extension: str, role: Role = "") -> tuple[Image, tuple[str, ...]]:
+    """As probe_image, with what is odd about the picture. extension: of its member; empty where it has no name."""
+    header = read_header(data)
+    width, height = header.width, header.height
+    if min(width, height) < MIN_SIDE:
+        raise DamagedSampleError(TINY_PICTURE, f"{width} x {height} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DamagedSampleError(EXTREME_ASPECT, f"{width} x {height} pixels; up to {MAX_ASPECT}:1 is used")
+    name = extension.rpartition(".")[2]
+    is_named_well = not name or _OTHER_NAMES.get(name, name) == FORMATS[header.format]
+    return Image(width, height, data, role), header.notes if is_named_well else (*header.notes, WRONG_EXTENSION)
+
+
+def _refuse_bomb(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DamagedSampleError(BOMB, f"{width} x {height} pixels, over the limit of {MAX_PIXELS:,}")
+
+
+def _notes(picture: PIL.Image.Image, data: bytes) -> tuple[str, ...]:
+    """Of a picture that quick_header left to Pillow."""
+    try:
+        found = {
+            CMYK: picture.mode == "CMYK",
+            SIXTEEN_BIT: _is_deep(picture, data),
+            ANIMATED: picture.format in ("GIF", "PNG", "WEBP") and getattr(picture, "is_animated", False),
+            EXIF_ROTATED: picture.getexif().get(_ORIENTATION, 1) not in (0, 1),
+        }
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, KeyError) as error:
+        raise DamagedSampleError(UNREADABLE_IMAGE, str(error)) from error
+    return tuple(note for note, is_so in found.items() if is_so)
+
+
+def _is_deep(picture: PIL.Image.Image, data: bytes) -> bool:
+    """More than 8 bits a channel; Pillow's mode hides it for colour PNG, where byte 24 is the depth."""
+    if isinstance(picture, PIL.TiffImagePlugin.TiffImageFile):
+        return max(picture.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8
+    return picture.mode.startswith("I") or (picture.format == "PNG" and data[24] == 16)

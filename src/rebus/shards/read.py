@@ -1,26 +1,27 @@
 """Reads shards through their index: one seek and one read a sample, wherever the data lies."""
 
 import importlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rebus.errors import DataError
 from rebus.pictures import decode_image
 from rebus.records import Damage, Image, Sample
 from rebus.shards.assemble import assemble, parse_json
+from rebus.shards.cache import ShardCache
 from rebus.shards.damage import UNDECODABLE_IMAGE, DamagedSampleError
 from rebus.shards.index import index_path, quarantine_path
 from rebus.shards.link import Link, read_link
-from rebus.shards.members import walk_members
-from rebus.storage import read_range, read_ranges
+from rebus.shards.members import split_members
+from rebus.storage import MAX_SPAN, read_range, read_ranges
 
 NUM_READ = 512  # samples of which the text is read at once
 
@@ -58,7 +59,7 @@ def read_index(shard: Path) -> pa.Table:
 
     Raises: DataError where the shard was never indexed.
     """
-    return _read_columns(Path(shard), None)
+    return _read_columns(shard, None)
 
 
 def open_index(shard: Path) -> Index:
@@ -91,7 +92,7 @@ def _read_columns(shard: Path, columns: list[str] | None) -> pa.Table:
 
 def read_quarantine(shard: Path) -> list[Damage]:
     """What the index left out, and why."""
-    path = quarantine_path(Path(shard))
+    path = quarantine_path(shard)
     if not path.is_file():
         raise DataError(f"{shard} has no quarantine file beside it. Make it: `rebus shards` with `source: tars`.")
     return read_damages(path)
@@ -107,14 +108,23 @@ def read_members(shard: Path, row: Mapping[str, Any]) -> dict[str, bytes]:
 
     Raises: DataError where the data no longer holds the sample there.
     """
-    link = read_link(Path(shard))
-    return _members(shard, link, row, read_range(link.data, row["offset"], row["length"]))
+    link = read_link(shard)
+    return _members(shard, link, row, _read(link, row, None))
 
 
-def read_sample(shard: Path, row: Mapping[str, Any], link: Link | None = None) -> Sample:
-    """One sample, images encoded. link: of the shard, where it was read before. Raises: DataError."""
-    link = link or read_link(Path(shard))
-    return _assemble(shard, link, row, read_range(link.data, row["offset"], row["length"]))
+def read_sample(
+    shard: Path, row: Mapping[str, Any], link: Link | None = None, cache: ShardCache | None = None
+) -> Sample:
+    """One sample, images encoded. link: of the shard, where it was read before. cache: where remote data is fetched to
+    whole; None reads the one range. Raises: DataError."""
+    link = link or read_link(shard)
+    return _assemble(shard, link, row, _read(link, row, cache))
+
+
+def _read(link: Link, row: Mapping[str, Any], cache: ShardCache | None) -> bytes:
+    if cache is None:
+        return read_range(link.data, row["offset"], row["length"])
+    return cache.read_ranges(link.data, [row["offset"]], [row["length"]], link.version)[0]
 
 
 def read_metadata(shard: Path, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,10 +134,25 @@ def read_metadata(shard: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def iterate(shard: Path) -> Iterator[tuple[dict[str, Any], Sample]]:
-    """Yields (index row, sample) for every usable sample, in the data's order."""
-    link = read_link(Path(shard))
-    for row in read_index(shard).to_pylist():
-        yield row, _assemble(shard, link, row, read_range(link.data, row["offset"], row["length"]))
+    """Yields (index row, sample) for every usable sample, in the data's order, read some megabytes at a time."""
+    link = read_link(shard)
+    rows = read_index(shard).to_pylist()
+    for part in _stretches([row["length"] for row in rows]):
+        together = rows[part]
+        blobs = read_ranges(link.data, [row["offset"] for row in together], [row["length"] for row in together])
+        for row, blob in zip(together, blobs, strict=True):
+            yield row, _assemble(shard, link, row, blob)
+
+
+def _stretches(lengths: Sequence[int]) -> Iterator[slice]:
+    """Cuts neighbours into stretches of MAX_SPAN bytes, or of one sample where it is longer."""
+    first, num_bytes = 0, 0
+    for number, length in enumerate(lengths):
+        if num_bytes and num_bytes + length > MAX_SPAN:
+            yield slice(first, number)
+            first, num_bytes = number, 0
+        num_bytes += length
+    yield slice(first, len(lengths))
 
 
 def iterate_texts(shard: Path, rows: Sequence[int] | None = None) -> Iterator[tuple[int, Sample | Damage]]:
@@ -136,35 +161,50 @@ def iterate_texts(shard: Path, rows: Sequence[int] | None = None) -> Iterator[tu
     Only the bytes of the text are read, the pictures' sizes come from the index: what planning needs of ten million
     samples without reading terabytes. rows: in ascending order; None takes all.
     """
-    names = ["key", "uid", "offset", "text_offset", "text_length", "image_sizes"]
     link = read_link(shard)
-    for batch in _batches(_read_columns(shard, names), rows):
-        places = batch.to_pylist()
-        blobs = read_ranges(link.data, [one["text_offset"] for one in places], [one["text_length"] for one in places])
-        for place, blob in zip(places, blobs, strict=True):
-            try:
-                yield place["number"], _assemble_text(shard, link, place, blob)
-            except DamagedSampleError as error:
-                damage = Damage(shard.name, place["key"], place["offset"], error.reason, error.detail)
-                yield place["number"], damage
+    text_of = _described if link.layout == "rows" else _split_text
+    describe = _source(link).describe if link.layout == "rows" else None
+    for number, key, uid, offset, images, blob in _text_places(shard, link, rows):
+        try:
+            members, metadata = text_of(key, blob, describe)
+            sample = assemble(key, shard.name, members, metadata=metadata, images=images, uid=uid).sample
+        except DamagedSampleError as error:
+            yield number, Damage(shard.name, key, offset, error.reason, error.detail)
+        else:
+            yield number, sample
 
 
-def _batches(table: pa.Table, rows: Sequence[int] | None) -> Iterator[pa.Table]:
+def _described(key: str, blob: bytes, describe: Any) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """What the json of a record says once it is converted; no picture is opened."""
+    return {}, describe(parse_json(blob))
+
+
+def _split_text(key: str, blob: bytes, _: Any) -> tuple[dict[str, bytes], dict[str, Any] | None]:
+    """The json beside a caption says nothing that planning asks: the index has its uid, and judged the rest."""
+    members = _split_tar(key, blob)
+    return members, {} if "txt" in members else None
+
+
+def _text_places(
+    shard: Path, link: Link, rows: Sequence[int] | None
+) -> Iterator[tuple[int, str, str, int, list[Image], bytes]]:
+    """(row, key, uid, offset, pictures without data, bytes of the text), NUM_READ rows read at a time."""
+    names = ["key", "uid", "offset", "text_offset", "text_length", "image_sizes"]
+    table = _read_columns(shard, names)
     numbers = np.arange(table.num_rows) if rows is None else np.asarray(rows, dtype=np.int64)
     for start in range(0, len(numbers), NUM_READ):
         part = numbers[start : start + NUM_READ]
-        yield table.take(pa.array(part)).append_column("number", pa.array(part))
+        batch = table.take(pa.array(part))
+        keys, uids, offsets, text_offsets, text_lengths = (batch[name].to_pylist() for name in names[:5])
+        blobs = read_ranges(link.data, text_offsets, text_lengths)
+        yield from zip(part.tolist(), keys, uids, offsets, _sized(batch["image_sizes"]), blobs, strict=True)
 
 
-def _assemble_text(shard: Path, link: Link, place: Mapping[str, Any], blob: bytes) -> Sample:
-    sides = place["image_sizes"]
-    images = [Image(width, height) for width, height in zip(sides[::2], sides[1::2], strict=True)]
-    if link.layout == "rows":
-        members, metadata = {}, _describe(link, blob)
-    else:
-        members, metadata = _split_tar(place, blob), None
-    found = assemble(place["key"], shard.name, members, metadata=metadata, images=images)
-    return replace(found.sample, uid=place["uid"])
+def _sized(column: pa.ChunkedArray) -> Iterator[list[Image]]:
+    """Pictures of which only the sizes are known, from the index' list of widths and heights a row."""
+    sides = iter(column.combine_chunks().flatten().to_pylist())
+    for number in pc.list_value_length(column).to_pylist():
+        yield [Image(next(sides), next(sides)) for _ in range(number // 2)]
 
 
 def undecodable(shard: Path, offset: int, sample: Sample) -> Damage | None:
@@ -183,14 +223,13 @@ def _members(shard: Path, link: Link, row: Mapping[str, Any], blob: bytes) -> di
             return _build(link, blob)
         if len(blob) != row["length"]:
             raise DamagedSampleError("not in the tar", f"{len(blob)} bytes of {row['length']}")
-        return _split_tar(row, blob)
+        return _split_tar(row["key"], blob)
     except DamagedSampleError as error:
         raise _stale(shard, row, str(error)) from error
 
 
-def _split_tar(row: Mapping[str, Any], blob: bytes) -> dict[str, bytes]:
-    members = walk_members(io.BytesIO(blob), len(blob))
-    found = {m.extension: blob[m.data_offset : m.end] for m in members if m.key == row["key"] and not m.fault}
+def _split_tar(key: str, blob: bytes) -> dict[str, bytes]:
+    found = split_members(blob, key)
     if not found:
         raise DamagedSampleError("not in the tar", "the sample is not there")
     return found
@@ -199,20 +238,14 @@ def _split_tar(row: Mapping[str, Any], blob: bytes) -> dict[str, bytes]:
 def _assemble(shard: Path, link: Link, row: Mapping[str, Any], blob: bytes) -> Sample:
     members = _members(shard, link, row, blob)
     try:
-        sample = assemble(row["key"], Path(shard).name, members).sample
+        return assemble(row["key"], shard.name, members, uid=row["uid"] if link.layout == "rows" else None).sample
     except DamagedSampleError as error:
         raise _stale(shard, row, str(error)) from error
-    return replace(sample, uid=row["uid"]) if link.layout == "rows" else sample
 
 
 def _build(link: Link, blob: bytes) -> dict[str, bytes]:
     """The members that converting this record would write."""
     return _source(link).build(parse_json(blob), Path(link.root))
-
-
-def _describe(link: Link, blob: bytes) -> dict[str, Any]:
-    """What the json of this record says once it is converted; no picture is opened."""
-    return _source(link).describe(parse_json(blob))
 
 
 def _source(link: Link) -> Any:

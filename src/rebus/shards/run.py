@@ -3,45 +3,80 @@
 import functools
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from rebus.config import dump_recipe
+from rebus.config import check_recipe, dump_recipe
 from rebus.engine import list_shards, map_shards
 from rebus.errors import DataError
 from rebus.fingerprint import (
     BUILDING,
+    MANIFEST,
     Manifest,
-    file_fingerprint,
     is_current,
     prepare_out,
     read_manifest,
+    write_atomically,
     write_manifest,
 )
 from rebus.log import say, show_table
 from rebus.shards.config import ShardsRecipe
-from rebus.shards.convert import convert, tree_fingerprint
+from rebus.shards.convert import convert
 from rebus.shards.index import VERSION, index_path
+from rebus.shards.inputs import input_fingerprints
 from rebus.shards.read import read_quarantine
-from rebus.shards.sources.tars import INDEXING, adopt, prepare_in_place, tars_fingerprint
+from rebus.shards.sources.meta import MIXTURE, DataSet, mixture, read_meta
+from rebus.shards.sources.tars import INDEXING, adopt, list_tars, prepare_in_place
 
 
 @dataclass(frozen=True)
 class ShardsSummary:
-    """What lies in a shards folder. reasons: damage by reason, most frequent first."""
+    """What lies in a shards folder. reasons, notes: damage by reason, samples by what is odd, most frequent first."""
 
     out: Path
     num_shards: int
     num_samples: int
     num_damaged: int
     reasons: dict[str, int]
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 def run(recipe: ShardsRecipe) -> ShardsSummary:
     """Writes or indexes shards. Raises: DataError where more than `max_bad_share` of the samples is damaged."""
+    return _run_meta(recipe) if recipe.source == "meta" else _run_one(recipe)
+
+
+def _run_meta(recipe: ShardsRecipe) -> ShardsSummary:
+    """A shards folder of each data set of a list, and the mixture that `rebus pack` reads. Returns their sum."""
+    if (recipe.out / MANIFEST).is_file():
+        raise DataError(f"{recipe.out} is an artifact itself. Choose another `out`, for a folder a data set.")
+    data_sets = read_meta(recipe.table)
+    found = [_run_one(_recipe_of(recipe, one)) for one in data_sets]
+    write_atomically(recipe.out / MIXTURE, mixture(data_sets, recipe.out))
+    reasons: Counter[str] = sum((Counter(one.reasons) for one in found), Counter())
+    notes: Counter[str] = sum((Counter(one.notes) for one in found), Counter())
+    summary = ShardsSummary(
+        recipe.out,
+        sum(one.num_shards for one in found),
+        sum(one.num_samples for one in found),
+        sum(one.num_damaged for one in found),
+        dict(reasons.most_common()),
+        dict(notes.most_common()),
+    )
+    _show(summary)
+    return summary
+
+
+def _recipe_of(recipe: ShardsRecipe, one: DataSet) -> ShardsRecipe:
+    root = recipe.root or one.root
+    changes = {"source": "conversations", "input": one.annotation, "out": recipe.out / one.name, "root": root}
+    return check_recipe(ShardsRecipe, recipe.model_dump() | changes, f"{recipe.input}, '{one.name}'")
+
+
+def _run_one(recipe: ShardsRecipe) -> ShardsSummary:
     manifest = _manifest(recipe)
     if is_current(recipe.out, manifest):
         summary = summarize(recipe.out, list_shards(recipe.out))
@@ -57,17 +92,15 @@ def run(recipe: ShardsRecipe) -> ShardsSummary:
 
 
 def _manifest(recipe: ShardsRecipe) -> Manifest:
-    """Only what shapes the bytes: where a folder lies and how many processes worked do not."""
+    """Only what shapes the bytes: where a folder lies and how many processes worked do not; for links it does."""
     made_by: dict[str, Any] = {"source": recipe.source, "index_version": VERSION}
-    if recipe.source == "tars":
-        return Manifest("shards", made_by, {"input": tars_fingerprint(recipe.input)})
-    made_by["samples_per_shard"] = recipe.samples_per_shard
-    if not recipe.input.is_file():
-        raise DataError(
-            f"no table at {recipe.input}. `input` is the CSV, TSV, JSON or JSONL file of `{recipe.source}`."
-        )
-    inputs = {"input": file_fingerprint(recipe.input), "root": tree_fingerprint(recipe.image_root)}
-    return Manifest("shards", made_by, inputs)
+    if recipe.source != "tars":
+        made_by["samples_per_shard"] = recipe.rows_per_shard
+    if recipe.link:
+        made_by["link"] = str(recipe.input if isinstance(recipe.input, str) else recipe.input.resolve())
+    if recipe.link and recipe.source != "tars":
+        made_by |= {"root": str(recipe.image_root.resolve()), "check_images": recipe.check_images}
+    return Manifest("shards", made_by, input_fingerprints(recipe))
 
 
 def _index_tars(recipe: ShardsRecipe, manifest: Manifest) -> list[Path]:
@@ -75,24 +108,23 @@ def _index_tars(recipe: ShardsRecipe, manifest: Manifest) -> list[Path]:
         prepare_in_place(recipe.out, manifest.fingerprint)
     else:
         prepare_out(recipe.out, manifest)
-    function = functools.partial(adopt, out=recipe.out)
-    return map_shards(function, list_shards(recipe.input), description="index", num_workers=recipe.num_workers)
+    function = functools.partial(adopt, out=recipe.out, link=recipe.link)
+    return map_shards(function, list_tars(recipe.input), description="index", num_workers=recipe.num_workers)
 
 
 def _convert(recipe: ShardsRecipe, manifest: Manifest) -> list[Path]:
     _refuse_out_with_input(recipe)
     prepare_out(recipe.out, manifest)
-    return convert(
-        recipe.source, recipe.input, recipe.image_root, recipe.out, recipe.samples_per_shard, recipe.num_workers
-    )
+    return convert(recipe)
 
 
 def _refuse_out_with_input(recipe: ShardsRecipe) -> None:
-    """An `out` that holds its own input would empty it, and would change its own fingerprint."""
+    """An `out` that holds its own input would empty it; inside of a root it would change its own fingerprint, where
+    the files of the root are part of it."""
     out = recipe.out.resolve()
-    for name, path in (("input", recipe.input), ("root", recipe.image_root)):
+    for name, path in (("input", recipe.table), ("root", recipe.image_root)):
         inside, around = out.is_relative_to(path.resolve()), path.resolve().is_relative_to(out)
-        if inside or around:
+        if around or (inside and not (recipe.link and not recipe.check_images)):
             raise DataError(f"`out` ({out}) and `{name}` ({path}) lie inside each other. Choose another `out`.")
 
 
@@ -100,7 +132,12 @@ def summarize(out: Path, tars: list[Path]) -> ShardsSummary:
     """Counts samples and damage of indexed shards from their files."""
     num_samples = sum(pq.read_metadata(index_path(tar)).num_rows for tar in tars)
     reasons = Counter(damage.reason for tar in tars for damage in read_quarantine(tar))
-    return ShardsSummary(out, len(tars), num_samples, reasons.total(), dict(reasons.most_common()))
+    notes: Counter[str] = Counter()
+    for tar in tars:
+        for entry in pq.read_table(index_path(tar), columns=["notes"])["notes"].value_counts().to_pylist():
+            notes.update({note: entry["counts"] for note in (entry["values"] or "").split(", ") if note})
+    counts = dict(reasons.most_common()), dict(notes.most_common())
+    return ShardsSummary(out, len(tars), num_samples, reasons.total(), *counts)
 
 
 def _refuse_bad_share(summary: ShardsSummary, limit: float) -> None:
@@ -122,6 +159,7 @@ def _finish(recipe: ShardsRecipe, manifest: Manifest, summary: ShardsSummary) ->
         "num_shards": summary.num_shards,
         "num_damaged": summary.num_damaged,
         "reasons": summary.reasons,
+        "notes": summary.notes,
         "in_place": recipe.in_place,
     }
     dump_recipe(recipe, recipe.out / "recipe.yaml")
@@ -141,6 +179,7 @@ def _sweep(out: Path) -> None:
 def _show(summary: ShardsSummary) -> None:
     rows: list[tuple[str, int]] = [("usable samples", summary.num_samples), ("shards", summary.num_shards)]
     rows += [(f"damaged: {reason}", count) for reason, count in summary.reasons.items()]
+    rows += [(f"noted: {note}", count) for note, count in summary.notes.items()]
     show_table(f"shards: {summary.out}", ["", "number"], rows)
 
 

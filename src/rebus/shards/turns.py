@@ -1,9 +1,10 @@
-"""Conversations: LLaVA's `conversations` and chat `messages`, pictures at their placeholders."""
+"""Conversations: LLaVA's `conversations` and chat `messages`, pictures and videos at their places."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rebus.records import Image, Part, Role, Text
+from rebus.records import Image, Part, Role, Text, Video
 from rebus.shards.damage import (
     BAD_JSON,
     NO_ASSISTANT_TEXT,
@@ -19,53 +20,144 @@ _ROLES: dict[str, Role] = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
 }  # fmt: skip
 
+LIMITS = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
+"""What an element of a chat message may ask of the resize, as qwen-vl-utils names it."""
+
+PICTURES = {"image": "image", "image_url": "image", "video": "video"}
+"""Types of an element that stand for pictures (`image_url` is OpenAI's), and what each is."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one image stands, or a video: as many of the following pictures as there are seconds."""
+
+    limits: tuple[tuple[str, int], ...] = ()
+    seconds: tuple[float, ...] = ()
+
+    @property
+    def num_images(self) -> int:
+        return len(self.seconds) or 1
+
+
+_IMAGE = Place()
+
 
 def conversation_parts(metadata: Mapping[str, Any], images: Sequence[Image]) -> list[Part]:
-    """LLaVA's `conversations` (from, value) or `messages` (role, content), images at their placeholders."""
-    turns = [_turn(entry) for entry in _turns(metadata)]
-    if not any(role == "assistant" and text.strip() for role, text in turns):
+    """LLaVA's `conversations` (from, value) or `messages` (role, content), images at their placeholders.
+
+    content: a text with placeholders, or a list of {"type": "text", "text"}, {"type": "image"} and {"type": "video",
+    "num_frames", "seconds"} (its frames are the next pictures), the last two with LIMITS. Raises: DamagedSampleError.
+    """
+    turns = [_turn(entry) for entry in turns_of(metadata)]
+    num_places = num_chars = 0
+    answered = False
+    for role, pieces in turns:
+        for piece in pieces:
+            if isinstance(piece, str):
+                num_chars += len(piece)
+                answered = answered or (role == "assistant" and bool(piece.strip()))
+            elif role == "assistant":
+                raise DamagedSampleError(PLACEHOLDER_MISMATCH, f"the assistant's text holds {PLACEHOLDER}")
+            else:
+                num_places += piece.num_images
+    if not answered:
         raise DamagedSampleError(NO_ASSISTANT_TEXT)
-    if any(role == "assistant" and PLACEHOLDER in text for role, text in turns):
-        raise DamagedSampleError(PLACEHOLDER_MISMATCH, f"the assistant's text holds {PLACEHOLDER}")
-    match_images(sum(text.count(PLACEHOLDER) for _, text in turns), len(images))
-    check_length(sum(len(text) for _, text in turns))
-    parts: list[Part] = []
+    match_images(num_places, len(images))
+    check_length(num_chars)
     following = iter(images)
-    for role, text in turns:
-        for index, piece in enumerate(text.split(PLACEHOLDER)):
-            if index:
-                image = next(following)
-                parts.append(Image(image.width, image.height, image.data, "user"))
-            if piece:
-                parts.append(Text(piece, role))
-    return parts
+    return [
+        Text(piece, role) if isinstance(piece, str) else _pictures(piece, following)
+        for role, pieces in turns
+        for piece in pieces
+        if piece
+    ]
 
 
-def _turns(metadata: Mapping[str, Any]) -> list[Any]:
-    turns = metadata["conversations"] if "conversations" in metadata else metadata["messages"]
+def _pictures(place: Place, following: Iterator[Image]) -> Image | Video:
+    if not place.seconds:
+        return _at(place, next(following))
+    return Video(tuple(_at(place, next(following)) for _ in place.seconds), place.seconds, "user")
+
+
+def _at(place: Place, image: Image) -> Image:
+    if image.role == "user" and not place.limits:
+        return image  # planning sees ten million: spared a copy each
+    return Image(image.width, image.height, image.data, "user", place.limits)
+
+
+def turns_of(metadata: Mapping[str, Any]) -> list[Any]:
+    """Raises: DamagedSampleError where there are none."""
+    turns = metadata["conversations"] if "conversations" in metadata else metadata.get("messages")
     if not isinstance(turns, list):
         raise DamagedSampleError(BAD_JSON, f"turns are a {type(turns).__name__}, not a list")
     return turns
 
 
-def _turn(entry: Any) -> tuple[Role, str]:
+def content_of(entry: Any) -> str | list[Any]:
+    """What one turn says, as it is written. Raises: DamagedSampleError."""
     if not isinstance(entry, dict):
         raise DamagedSampleError(BAD_JSON, f"a turn is a {type(entry).__name__}, not an object")
+    content = entry.get("value", entry.get("content"))
+    if not isinstance(content, (str, list)):
+        raise DamagedSampleError(BAD_JSON, f"a turn's text is a {type(content).__name__}")
+    return content
+
+
+def role_of(entry: Mapping[str, Any]) -> Role:
     name = entry.get("from", entry.get("role"))
     if not isinstance(name, str) or name not in _ROLES:
         raise DamagedSampleError(UNKNOWN_ROLE, f"{name!r}; known are {', '.join(_ROLES)}")
-    content = entry.get("value", entry.get("content"))
-    if isinstance(content, list):
-        content = "".join(_content_piece(piece) for piece in content)
-    if not isinstance(content, str):
-        raise DamagedSampleError(BAD_JSON, f"a turn's text is a {type(content).__name__}")
-    return _ROLES[name], content
+    return _ROLES[name]
 
 
-def _content_piece(piece: Any) -> str:
-    """One entry of the chat form {"type": "text", "text": ...} or {"type": "image"}."""
-    if isinstance(piece, dict) and piece.get("type") == "image":
-        return PLACEHOLDER
-    if isinstance(piece, dict) and isinstance(piece.get("text"), str):
-        return piece["text"]
-    raise DamagedSampleError(BAD_JSON, "a turn's content holds something that is neither text nor image")
+def _turn(entry: Any) -> tuple[Role, list[str | Place]]:
+    content = content_of(entry)
+    if isinstance(content, str):
+        return role_of(entry), _split(content)
+    pieces: list[str | Place] = []
+    for element in content:
+        for piece in _element_pieces(element):
+            if pieces and isinstance(piece, str) and isinstance(last := pieces[-1], str):
+                pieces[-1] = last + piece
+            else:
+                pieces.append(piece)
+    return role_of(entry), pieces
+
+
+def _split(text: str) -> list[str | Place]:
+    if PLACEHOLDER not in text:
+        return [text]
+    pieces: list[str | Place] = []
+    for piece in text.split(PLACEHOLDER):
+        pieces += [piece, _IMAGE]
+    return pieces[:-1]
+
+
+def _element_pieces(element: Any) -> list[str | Place]:
+    """One entry of the chat form."""
+    kind = PICTURES.get(str(element.get("type"))) if isinstance(element, dict) else None
+    if kind == "image":
+        return [Place(limits_of(element))]
+    if kind == "video":
+        return [Place(limits_of(element), _seconds(element))]
+    if isinstance(element, dict) and isinstance(element.get("text"), str):
+        return _split(element["text"])
+    raise DamagedSampleError(BAD_JSON, "a turn's content holds something that is neither text, image nor video")
+
+
+def limits_of(element: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """The LIMITS of an element, name and value. Raises: DamagedSampleError for a value that is no size."""
+    found = [(name, element[name]) for name in LIMITS if element.get(name) is not None]
+    for name, value in found:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or value < 1:
+            raise DamagedSampleError(BAD_JSON, f"{name} = {value!r}; a whole number of pixels is wanted")
+    return tuple((name, int(value)) for name, value in found)
+
+
+def _seconds(element: Mapping[str, Any]) -> tuple[float, ...]:
+    seconds, num_frames = element.get("seconds"), element.get("num_frames")
+    if not isinstance(seconds, list) or not seconds or len(seconds) != num_frames:
+        raise DamagedSampleError(BAD_JSON, "a video has `num_frames` and as many `seconds`: frames are kept, not files")
+    if not all(isinstance(second, int | float) for second in seconds):
+        raise DamagedSampleError(BAD_JSON, "a video's `seconds` are no numbers")
+    return tuple(float(second) for second in seconds)

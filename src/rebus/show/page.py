@@ -1,70 +1,125 @@
-"""A pack as one self-contained HTML page: pictures inlined, nothing fetched, light and dark."""
+"""Packs as one self-contained HTML page: documents in colours, pictures where they stand in the text."""
 
-import base64
-import io
+from collections.abc import Sequence
 from html import escape
 
-from rebus.pictures import decode_image
+from rebus.packs.plan import Plan
+from rebus.show.html import render_shell, thumbnail
+from rebus.show.plan import summarise
 from rebus.show.view import DocumentView, PackView, SlotView, TokenView
 
-THUMBNAIL_SIDE = 160
+NUM_PACKS = 8  # on a page of a whole plan
+THUMBNAIL_SIDE = 128  # pixels
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1c; --paper: #fdfdfb; --card: #f1f1ec; --dim: #6d6d68; --trained: #0a6b2d;
-  --mark: #d6f0dc; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e4; --paper: #161616; --card: #222220; --dim: #9b9b94;
-  --trained: #8be0a4; --mark: #173b22; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.3rem; } h2 { font-size: .9rem; margin: 0 0 .5rem; color: var(--dim); font-weight: 500; }
-article { background: var(--card); border-radius: 8px; padding: 1rem; margin: 1rem 0; overflow-wrap: anywhere; }
-meter { width: 100%; height: 1.2rem; } img { border-radius: 4px; }
-figure { display: inline-block; margin: 0 1rem .5rem 0; } figcaption, .key { color: var(--dim); font-size: .8rem; }
-.tokens { white-space: pre-wrap; font: .9rem/1.9 ui-monospace, monospace; }
-.tokens span { color: var(--dim); border-left: 1px solid color-mix(in srgb, var(--dim) 30%, transparent); }
-.tokens .trained { color: var(--trained); background: var(--mark); border-bottom: 2px solid var(--trained); }
-.damage { color: #c0392b; }
+LIGHT = (
+    ("#0072b2", "#e3f0f9"),
+    ("#b85c00", "#fbeadb"),
+    ("#00785a", "#ddf3ea"),
+    ("#9c4a86", "#f7e6f1"),
+    ("#7a6a00", "#f5f0cf"),
+)
+DARK = (
+    ("#56b4e9", "#12293a"),
+    ("#f0a030", "#38260c"),
+    ("#4fd1a5", "#0f2f25"),
+    ("#e08fc6", "#34202e"),
+    ("#e6d94a", "#2e2b0e"),
+)
+"""Strong colour and tint of a document, light and dark, after Okabe and Ito 2008. Neighbours differ in every common
+kind of colour blindness; numbers and borders tell them apart without colour."""
+INK = {"light": ("#1c1c1c", "#63635e"), "dark": ("#e8e8e4", "#a5a59e")}
+"""Of tokens that are trained on, and of context."""
+
+
+def _palette(colours: Sequence[tuple[str, str]]) -> str:
+    return "".join(f".c{n} {{ --line: {line}; --tint: {tint}; }}\n" for n, (line, tint) in enumerate(colours))
+
+
+CSS = (
+    _palette(LIGHT)
+    + "@media (prefers-color-scheme: dark) {\n"
+    + _palette(DARK)
+    + "}\n"
+    + """
+.fill { display: flex; height: 1.5rem; border: 1px solid var(--dim); border-radius: 4px; overflow: hidden; }
+.fill a { background: var(--line); border-right: 1px solid var(--paper); min-width: 0; display: block; }
+.free { flex: 1; background: repeating-linear-gradient(45deg, var(--rule) 0 3px, transparent 3px 8px); }
+.documents { margin: .8rem 0 2.5rem; }
+article { border-left: 6px solid var(--line); background: var(--tint); padding: .45rem .8rem .55rem; margin: 0 0 .4rem;
+  border-radius: 0 6px 6px 0; }
+article h3 { font-size: .8rem; font-weight: 500; margin: 0 0 .2rem; color: var(--dim); }
+article h3 b { color: var(--line); font-size: .95rem; } .cut { border-left-style: dashed; }
+.tokens { white-space: pre-wrap; font: .88rem/1.85 ui-monospace, "DejaVu Sans Mono", monospace; }
+.tokens i, .key i { font-style: normal; color: var(--dim); }
+.tokens b, .key b { font-weight: 500; color: var(--ink); border-bottom: 2px solid var(--line); }
+.tokens i + i, .tokens b + b, .tokens i + b, .tokens b + i { border-left: 1px solid
+  color-mix(in srgb, var(--dim) 25%, transparent); }
+.slot { display: inline-flex; flex-direction: column; vertical-align: middle; margin: .2rem .5rem; }
+.tokens .slot:first-child { margin-left: 0; }
+.slot img { border: 2px solid var(--line); } .slot small { color: var(--dim); font-size: .7rem; line-height: 1.5; }
 """
+)
 
 
-def render_page(pack: PackView, title: str) -> str:
-    """The whole page. title: what was packed."""
-    documents = "\n".join(_document(number, document) for number, document in enumerate(pack.documents))
-    share = pack.num_tokens / pack.capacity
+def render_page(plan: Plan, packs: Sequence[PackView], *, whole: bool = False) -> str:
+    """Some packs of a plan. whole: under the plan's own figures; else the page is of one pack alone."""
+    if not whole:
+        return render_shell(f"{plan.folder}, pack {packs[0].number}", _key(plan) + _pack(packs[0], ""), CSS)
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in summarise(plan).rows)
+    body = "".join(_pack(pack, f"<h2>pack {pack.number}</h2>") for pack in packs)
+    return render_shell(str(plan.folder), f"<table>{rows}</table>{_key(plan)}{body}", CSS)
+
+
+def _key(plan: Plan) -> str:
+    origin = "the pack" if plan.cross_document else "each document"
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        f'<p>{escape(pack.caption)}</p>\n<meter value="{share:.4f}">{share:.1%}</meter>\n'
-        '<p class="key"><span class="tokens"><span class="trained">trained on</span> <span>context only</span></span>'
-        f" Point at a token to see its id.</p>\n{documents}\n</body>\n</html>\n"
+        '<p class="key dim c0"><b>trained on</b> &nbsp; <i>context only</i> &nbsp; one colour a document, '
+        "a dashed edge where it was cut, hatching where the pack is empty. "
+        f"Places count through the pack, positions from 0 in {origin}. "
+        "Point at a token for its position and id, at a picture for its size.</p>"
     )
 
 
-def _document(number: int, document: DocumentView) -> str:
-    head = f"{number} · {document.key} · {document.num_tokens} tokens, {document.num_trained} trained on"
-    damage = f'<p class="damage">left out: {escape(document.damage)}</p>' if document.damage else ""
-    figures = "".join(_figure(piece) for piece in document.pieces if isinstance(piece, SlotView))
-    tokens = "".join(_piece(piece) for piece in document.pieces)
-    return f'<article><h2>{escape(head)}</h2>{damage}{figures}<div class="tokens">{tokens}</div></article>'
+def _pack(pack: PackView, head: str) -> str:
+    across = (
+        '<p class="bad">cross_document: attention and positions run through the pack as if it were one document.</p>'
+        if pack.cross_document
+        else ""
+    )
+    documents = "\n".join(_document(pack, number, document) for number, document in enumerate(pack.documents))
+    return f'{head}<p>{escape(pack.caption)}</p>{across}{_fill(pack)}<div class="documents">{documents}</div>\n'
 
 
-def _piece(piece: TokenView | SlotView) -> str:
+def _fill(pack: PackView) -> str:
+    """The positions of the pack, divided by documents."""
+    bars = "".join(
+        f'<a class="c{number % len(LIGHT)}" style="width:{100 * one.num_tokens / pack.capacity:.3f}%" '
+        f'href="#p{pack.number}d{number}" title="{escape(f"{number}: {one.caption}", quote=True)}"></a>'
+        for number, one in enumerate(pack.documents)
+        if not one.damage
+    )
+    free = pack.capacity - pack.num_tokens
+    return f'<div class="fill">{bars}<span class="free" title="{free:,} positions are empty"></span></div>'
+
+
+def _document(pack: PackView, number: int, document: DocumentView) -> str:
+    origin = 0 if pack.cross_document else document.start
+    css = f"c{number % len(LIGHT)}" + (" cut" if document.parts else "")
+    damage = f'<p class="bad">left out: {escape(document.damage)}</p>' if document.damage else ""
+    tokens = "".join(_piece(piece, origin) for piece in document.pieces)
+    head = f"<h3><b>{number}</b> {escape(document.caption)} · {escape(document.source)}</h3>"
+    name = f"p{pack.number}d{number}"
+    return f'<article class="{css}" id="{name}">{head}{damage}<div class="tokens">{tokens}</div></article>'
+
+
+def _piece(piece: TokenView | SlotView, origin: int) -> str:
+    """origin: where the positions that the model sees begin to count, a document's first or the pack's."""
+    seen = piece.position - origin
     if isinstance(piece, SlotView):
-        return f"<span>[image: {piece.num_tokens} positions]</span>"
-    css = ' class="trained"' if piece.trained else ""
-    return f'<span{css} title="{piece.id}">{escape(piece.text).replace(chr(10), "⏎" + chr(10))}</span>'
-
-
-def _figure(slot: SlotView) -> str:
-    caption = f"<figcaption>{slot.width} × {slot.height}</figcaption>"
-    return f'<figure><img src="{_data_uri(slot.data)}" alt="the document\'s picture">{caption}</figure>'
-
-
-def _data_uri(data: bytes) -> str:
-    """A thumbnail as WebP inside the address itself."""
-    picture = decode_image(data)
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        span = f"{seen:,} to {seen + piece.num_tokens - 1:,}"
+        size = f"{piece.width} x {piece.height} pixels"
+        picture = thumbnail(piece.data, THUMBNAIL_SIDE, size)
+        return f'<span class="slot">{picture}<small>{piece.num_tokens:,} tokens<br>{span}</small></span>'
+    tag = "b" if piece.trained else "i"
+    text = escape(piece.text).replace("\n", "⏎\n") or "·"
+    return f'<{tag} title="{seen} · {piece.id}">{text}</{tag}>'

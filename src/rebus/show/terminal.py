@@ -1,42 +1,13 @@
-"""Documents and pictures in a terminal."""
+"""Pictures, bars and the text of strangers in a terminal."""
+
+from collections.abc import Sequence
 
 from rich.text import Text
 
-from rebus.log import output
+from rebus.log import output, printable
 from rebus.pictures import decode_image
-from rebus.show.view import DocumentView, PackView, SlotView, TokenView
 
-BAR_WIDTH = 50
-SHADES = ("on grey11", "on grey19")
-TRAINED, CONTEXT = "bold green underline", "grey62"
-
-
-def print_pack(pack: PackView) -> None:
-    """All documents of a pack, then how full it is."""
-    for number, document in enumerate(pack.documents):
-        output.print()
-        print_document(number, document)
-    output.print()
-    full = round(BAR_WIDTH * pack.num_tokens / pack.capacity)
-    output.print(Text("█" * full, "green") + Text("░" * (BAR_WIDTH - full), "grey50"))
-    output.print(pack.caption, highlight=False)
-    output.print(Text("trained on", TRAINED) + Text("   context only", CONTEXT) + Text("   [id] after each token"))
-
-
-def print_document(number: int, document: DocumentView) -> None:
-    """Pictures, then the tokens with their ids; what is trained on is green and underlined."""
-    head = f"{number}  {document.key}  {document.num_tokens} tokens, {document.num_trained} trained on"
-    output.print(Text(head, "bold cyan"))
-    if document.damage:
-        output.print(Text(f"left out: {document.damage}", "red"))
-    line = Text()
-    for index, piece in enumerate(document.pieces):
-        if isinstance(piece, SlotView):
-            output.print(thumbnail(piece.data))
-            line.append(f"[image {piece.width} x {piece.height}: {piece.num_tokens} positions]", "magenta")
-        else:
-            line.append_text(_token(piece, SHADES[index % 2]))
-    output.print(line)
+BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def thumbnail(data: bytes, columns: int = 16) -> Text:
@@ -58,10 +29,15 @@ def thumbnail(data: bytes, columns: int = 16) -> Text:
     return text
 
 
-def _token(piece: TokenView, shade: str) -> Text:
-    """Line breaks inside a token are shown, then broken at."""
-    shown = piece.text.replace("\n", "⏎\n")
-    return Text(shown, f"{TRAINED if piece.trained else CONTEXT} {shade}") + Text(f"[{piece.id}]", "grey50")
+def shown(text: str) -> str:
+    """Text of strangers with its line breaks, but nothing else that could command a terminal."""
+    return "\n".join(printable(line) for line in text.expandtabs().splitlines())
+
+
+def sparkline(heights: Sequence[float]) -> str:
+    """A histogram in one line; the smallest bar that is not empty can still be seen."""
+    peak = max(heights, default=0) or 1
+    return "".join(BLOCKS[0 if height <= 0 else max(1, round(8 * height / peak))] for height in heights)
 
 
 def _colour(pixel: object) -> str:

@@ -7,10 +7,11 @@ import numpy as np
 
 from rebus.errors import DataError
 from rebus.records import Image, Part, Sample
-from rebus.tokens.images import num_image_tokens
+from rebus.tokens.images import num_image_tokens, num_patches
 from rebus.tokens.template import ImageSpan, Span, SpecialSpan, TextSpan, render, render_prompt
 from rebus.tokens.tokenizer import Tokens, special_id
 
+TOO_LONG, UNREADABLE = "too long", "unreadable"
 IMAGE_ID = -1
 """Stands at every position of an image. In no vocabulary, so that text can never collide with it."""
 
@@ -50,11 +51,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Count:
-    """Lengths of one document, in tokens."""
+    """How large one document is. num_patches: of all its images together, what the tower's work is counted in."""
 
     num_tokens: int
     num_images: int
     num_image_tokens: int
+    num_patches: int = 0
 
 
 def encode(sample: Sample, tokens: Tokens) -> Encoded:
@@ -63,13 +65,20 @@ def encode(sample: Sample, tokens: Tokens) -> Encoded:
     Raises: UnusableSample where nothing of it would be trained on ("no supervised token") or where it is longer than
     `max_tokens` ("too long").
     """
-    config = tokens.config
-    encoded = encode_spans(render(sample, config), tokens)
-    if encoded.num_tokens > config.max_tokens:
-        raise UnusableSample("too long", f"{encoded.num_tokens} tokens, max_tokens is {config.max_tokens}")
-    if encoded.num_supervised == 0:
-        raise UnusableSample("no supervised token", f"none of its {encoded.num_tokens} tokens is a target")
+    encoded = encode_spans(render(sample, tokens.config), tokens)
+    refusal = _refusal(encoded.num_tokens, encoded.num_supervised, tokens)
+    if refusal is not None:
+        raise refusal
     return encoded
+
+
+def _refusal(num_tokens: int, num_supervised: int, tokens: Tokens) -> UnusableSample | None:
+    limit = tokens.config.max_tokens
+    if num_tokens > limit:
+        return UnusableSample(TOO_LONG, f"{num_tokens} tokens, max_tokens is {limit}")
+    if num_supervised == 0:
+        return UnusableSample("no supervised token", f"none of its {num_tokens} tokens is a target")
+    return None
 
 
 def encode_prompt(parts: Sequence[Part], tokens: Tokens) -> Encoded:
@@ -79,22 +88,77 @@ def encode_prompt(parts: Sequence[Part], tokens: Tokens) -> Encoded:
 
 def count(sample: Sample, tokens: Tokens) -> Count:
     """The lengths that `encode` would give, with the same errors. Neither decodes a pixel."""
-    encoded = encode(sample, tokens)
-    return Count(encoded.num_tokens, len(encoded.images), int(encoded.image_lengths.sum()))
+    counted = count_batch([sample], tokens)[0]
+    if isinstance(counted, UnusableSample):
+        raise counted
+    return counted
+
+
+def count_batch(samples: Sequence[Sample], tokens: Tokens) -> list[Count | UnusableSample]:
+    """`count` of many samples, or why one cannot be trained on; one with no layout (DataError) is "unreadable".
+
+    All their texts are tokenised in one call, each once: headers and line breaks recur in every conversation. Neither
+    ids nor masks are built, only their lengths: two to three times as fast as `encode`, sample by sample.
+    """
+    layouts = [_layout(sample, tokens) for sample in samples]
+    texts = {
+        span.text for layout in layouts if isinstance(layout, list) for span in layout if isinstance(span, TextSpan)
+    }
+    lengths = _text_lengths(texts, tokens)
+    return [_count_spans(layout, lengths, tokens) if isinstance(layout, list) else layout for layout in layouts]
+
+
+def _layout(sample: Sample, tokens: Tokens) -> list[Span] | UnusableSample:
+    try:
+        return render(sample, tokens.config)
+    except DataError as error:
+        return UnusableSample(UNREADABLE, str(error))
+
+
+def _text_lengths(texts: set[str], tokens: Tokens) -> dict[str, int]:
+    """Tokens of each text. Which order a set has does not matter: each is tokenised by itself."""
+    ordered = list(texts)
+    encodings = tokens.tokenizer.encode_batch_fast(ordered, add_special_tokens=False)
+    return dict(zip(ordered, map(len, encodings), strict=True))
+
+
+def _count_spans(spans: Sequence[Span], text_lengths: dict[str, int], tokens: Tokens) -> Count | UnusableSample:
+    """The sums that encode_spans would find in ids and mask; nothing predicts the first token, so it never counts."""
+    num_tokens = num_supervised = num_pictured = 0
+    images = []
+    for span in spans:
+        if isinstance(span, ImageSpan):
+            images.append(span.image)
+            length = num_image_tokens(span.image.width, span.image.height, tokens.config.image)
+            num_pictured += length
+        else:
+            length = text_lengths[span.text] if isinstance(span, TextSpan) else 1
+            if span.trainable:
+                num_supervised += length if num_tokens else max(0, length - 1)
+        num_tokens += length
+    patches = sum(num_patches(image.width, image.height, tokens.config.image) for image in images)
+    refusal = _refusal(num_tokens, num_supervised, tokens)
+    return refusal or Count(num_tokens, len(images), num_pictured, patches)
 
 
 def encode_spans(spans: Sequence[Span], tokens: Tokens) -> Encoded:
     """Tokenises rendered spans; ids and mask grow together, so they cannot disagree."""
-    pieces = [_span_ids(span, tokens) for span in spans]
-    lengths = np.array([len(piece) for piece in pieces], dtype=np.int32)
-    starts = np.cumsum(lengths, dtype=np.int32) - lengths
-    is_image = np.array([isinstance(span, ImageSpan) for span in spans], dtype=bool)
-    trainable = np.array([not isinstance(span, ImageSpan) and span.trainable for span in spans], dtype=bool)
+    ids: list[int] = []
+    trainable = bytearray()
+    slots: list[tuple[int, int]] = []
+    for span in spans:
+        piece = _span_ids(span, tokens)
+        if isinstance(span, ImageSpan):
+            slots.append((len(ids), len(piece)))
+        is_target = not isinstance(span, ImageSpan) and span.trainable
+        trainable += (b"\1" if is_target else b"\0") * len(piece)
+        ids += piece
+    starts_lengths = np.array(slots, dtype=np.int32).reshape(-1, 2)
     return Encoded(
-        ids=np.fromiter((number for piece in pieces for number in piece), np.int32, int(lengths.sum())),
-        trainable=np.repeat(trainable, lengths),
-        image_starts=starts[is_image],
-        image_lengths=lengths[is_image],
+        ids=np.array(ids, dtype=np.int32),
+        trainable=np.frombuffer(trainable, dtype=bool),
+        image_starts=starts_lengths[:, 0],
+        image_lengths=starts_lengths[:, 1],
         images=tuple(span.image for span in spans if isinstance(span, ImageSpan)),
     )
 

@@ -3,8 +3,9 @@
 Every span says by itself whether it is trained on, so the loss mask is built, never found again by re-tokenising.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 
 from rebus.errors import DataError
@@ -68,12 +69,14 @@ def _opening(config: TokensConfig) -> list[Span]:
     return [SpecialSpan(config.start_of_text, trainable=False)] if config.start_of_text is not None else []
 
 
-def _content(parts: Iterable[Part]) -> Iterator[Span]:
+def _content(parts: Iterable[Part]) -> list[Span]:
+    spans: list[Span] = []
     for part in parts:
         if isinstance(part, Text):
-            yield TextSpan(part.text, part.trainable)
+            spans.append(TextSpan(part.text, part.trainable))
         else:
-            yield from map(ImageSpan, images_of(part))
+            spans += map(ImageSpan, images_of(part))
+    return spans
 
 
 def _turns(parts: Sequence[Part]) -> list[tuple[Role, list[Part]]]:
@@ -89,25 +92,30 @@ def _turns(parts: Sequence[Part]) -> list[tuple[Role, list[Part]]]:
     return [(role, list(turn)) for role, turn in groupby(parts, key=lambda part: part.role)]
 
 
-def _turn(role: Role, parts: Sequence[Part]) -> Iterator[Span]:
+def _turn(role: Role, parts: Sequence[Part]) -> list[Span]:
     """The assistant's words and the token that ends them are trained on; the line break after it belongs to nobody."""
-    yield from _header(role)
-    yield from _content(parts)
-    yield SpecialSpan(TURN_END, trainable=role == "assistant")
-    yield TextSpan("\n", trainable=False)
+    return [*_header(role), *_content(parts), *_footer(role)]
 
 
-def _header(role: Role) -> list[Span]:
-    return [SpecialSpan(TURN_START, trainable=False), TextSpan(f"{role}\n", trainable=False)]
+@cache
+def _header(role: Role) -> tuple[Span, ...]:
+    return SpecialSpan(TURN_START, trainable=False), TextSpan(f"{role}\n", trainable=False)
+
+
+@cache
+def _footer(role: Role) -> tuple[Span, ...]:
+    """Made once a role, as the header is: planning lays out ten million conversations."""
+    return SpecialSpan(TURN_END, trainable=role == "assistant"), TextSpan("\n", trainable=False)
 
 
 def _merge(spans: Iterable[Span]) -> list[Span]:
     """Joins neighbouring text of one kind, so that it is tokenised in one go: "user\\n" with what the user says."""
     merged: list[Span] = []
+    last: Span | None = None
     for span in spans:
-        last = merged[-1] if merged else None
-        if isinstance(span, TextSpan) and isinstance(last, TextSpan) and span.trainable == last.trainable:
-            merged[-1] = TextSpan(last.text + span.text, last.trainable)
+        if type(span) is type(last) is TextSpan and span.trainable == last.trainable:
+            last = merged[-1] = TextSpan(last.text + span.text, last.trainable)
         else:
+            last = span
             merged.append(span)
     return merged

@@ -35,7 +35,12 @@ class ScheduleConfig(Config):
 
 
 class TrainRecipe(Config):
-    """`rebus train`: a plan and a model (new, or from a checkpoint) -> a checkpoint."""
+    """`rebus train`: a plan and a model (new, or from a checkpoint) -> a checkpoint.
+
+    num_workers: threads that build batches; 0 builds them between steps. prefetch: steps built ahead. max_bad_share:
+    of the documents met so far, before the run stops. shard_cache: a folder that keeps remote data, at most
+    shard_cache_gb (10^9 bytes).
+    """
 
     out: Path
     plan: Path
@@ -55,6 +60,11 @@ class TrainRecipe(Config):
     keep_states: int = Field(default=2, gt=0)
     device: Literal["cpu", "cuda"] = "cpu"
     num_threads: int | None = Field(default=None, gt=0)
+    num_workers: int = Field(default=2, ge=0)
+    prefetch: int = Field(default=2, ge=0)
+    max_bad_share: float = Field(default=0.05, ge=0, le=1)
+    shard_cache: Path | None = None
+    shard_cache_gb: float = Field(default=20, gt=0)
 
     @model_validator(mode="after")
     def _one_start_one_length(self) -> "TrainRecipe":

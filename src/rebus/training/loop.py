@@ -1,10 +1,10 @@
 """`rebus train`: functions called in order. Everything that a step needs follows from its number, so resuming is
 loading the last state and going on; there is no cursor to restore."""
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,9 +20,9 @@ from rebus.fingerprint import Manifest, is_current, prepare_out, read_manifest, 
 from rebus.log import progress_bar, say, show_table
 from rebus.mesh import Mesh, join_mesh, leave_mesh, wait_for_all
 from rebus.model.families import VisionLanguageModel
-from rebus.records import Damage
 from rebus.towers import tower_fingerprint
 from rebus.training.config import TrainRecipe
+from rebus.training.damage import Quarantine, Tally, meet, open_quarantine, stop_above
 from rebus.training.metrics import StepRow, append_row, read_rows, rewind
 from rebus.training.optimizer import (
     build_optimizer,
@@ -35,7 +35,22 @@ from rebus.training.schedule import lr_share
 from rebus.training.start import open_start
 from rebus.training.step import train_step
 
-FORMAT = 1
+FORMAT = 2
+"""Part of what makes a run: count it up when the same recipe trains on other batches or in another order."""
+
+NOT_SHAPING = {
+    *("out", "plan", "init", "feature_cache", "shard_cache", "shard_cache_gb", "save_every", "keep_states"),
+    *("num_threads", "num_workers", "prefetch", "max_bad_share"),
+}
+"""What a recipe may change about a run that goes on: it changes no weight."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What adds up over a run's steps and comes back with its state."""
+
+    tokens_total: int = 0
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True)
@@ -87,14 +102,13 @@ def run(recipe: TrainRecipe) -> Path:
 
 def describe(recipe: TrainRecipe) -> Manifest:
     """What this run makes, before it is made: everything that shapes the weights, nothing else."""
-    not_shaping = {"out", "plan", "init", "feature_cache", "save_every", "keep_states", "num_threads"}
     inputs = {"plan": read_manifest(recipe.plan, "plan").fingerprint}
     if recipe.init is not None:
         inputs["init"] = read_manifest(recipe.init, "checkpoint").fingerprint
     if recipe.model is not None:
         inputs["language"] = language_fingerprint(recipe.model.language)
         inputs["tower"] = tower_fingerprint(recipe.model.tower)
-    return Manifest("checkpoint", {"format": FORMAT, **recipe.model_dump(mode="json", exclude=not_shaping)}, inputs)
+    return Manifest("checkpoint", {"format": FORMAT, **recipe.model_dump(mode="json", exclude=NOT_SHAPING)}, inputs)
 
 
 def open_run(recipe: TrainRecipe, mesh: Mesh) -> Run:
@@ -112,27 +126,41 @@ def open_run(recipe: TrainRecipe, mesh: Mesh) -> Run:
 
 
 def train(this: Run) -> None:
-    """Steps from the last saved state to the end."""
-    first, tokens_total = resume(this)
+    """Steps from the last saved state to the end. Raises: DataError where too many documents are damaged."""
+    first, progress = resume(this)
+    quarantine = open_quarantine(this.quarantine) if this.mesh.is_main else None
     steps = iterate_batches(
         this.feed,
         range(first, this.num_steps),
         packs_per_step=this.recipe.packs_per_step,
         seed=this.recipe.seed,
         mesh=this.mesh,
+        num_workers=this.recipe.num_workers,
+        prefetch=this.recipe.prefetch,
+        pin=this.recipe.device == "cuda",
     )
-    with progress_bar() as bar:
+    with progress_bar() as bar, closing(steps):
         task = bar.add_task("training", total=this.num_steps, completed=first, note="")
         for step, batches, wait_seconds in _timed(steps):
-            row = _one_step(this, step, batches, tokens_total, wait_seconds)
-            tokens_total = row.tokens_total
+            tally = _judge(this, batches, progress.tally, quarantine)
+            row = _one_step(this, step, batches, progress.tokens_total, wait_seconds)
+            progress = Progress(row.tokens_total, tally)
             done = step + 1
             if this.mesh.is_main:
                 append_row(this.metrics, row)
-                _quarantine(this, batches)
             if done % this.recipe.save_every == 0 or done == this.num_steps:
-                save(this, done, tokens_total)
+                save(this, done, progress)
             bar.update(task, completed=done, note=f"loss {row.loss:.3f}  {row.tokens_per_second:,.0f} tokens/s")
+
+
+def _judge(this: Run, batches: list[Batch], tally: Tally, quarantine: Quarantine | None) -> Tally:
+    """Counts and lists what could not be loaded before a step trains on the rest. Raises: DataError above the share."""
+    num_whole, damages = meet(batches, this.mesh)
+    if quarantine is not None:
+        quarantine.add(damages)
+    tally = tally.plus(num_whole, damages)
+    stop_above(this.recipe.max_bad_share, tally, this.quarantine)
+    return tally
 
 
 def _one_step(this: Run, step: int, batches: list[Batch], tokens_total: int, wait_seconds: float) -> StepRow:
@@ -142,7 +170,7 @@ def _one_step(this: Run, step: int, batches: list[Batch], tokens_total: int, wai
     set_lr(this.optimizer, share)
     result = train_step(
         this.model,
-        [batch.to(recipe.device) for batch in batches],
+        batches,
         this.optimizer,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         mesh=this.mesh,
@@ -172,7 +200,7 @@ def _timed(steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list
         yield step, batches, time.monotonic() - started
 
 
-def save(this: Run, done: int, tokens_total: int) -> None:
+def save(this: Run, done: int, progress: Progress) -> None:
     """Writes the state after `done` steps, whole or not at all, and prunes old ones. Rank 0 holds all there is."""
     if this.mesh.is_main:
         save_state(
@@ -180,34 +208,26 @@ def save(this: Run, done: int, tokens_total: int) -> None:
             step=done,
             weights={name: parameter.detach() for name, parameter in this.trainable.items()},
             optimizer=optimizer_tensors(this.optimizer, this.trainable),
-            meta={"tokens_total": tokens_total},
+            meta=asdict(progress),
         )
         prune_states(this.states, keep=this.recipe.keep_states)
     wait_for_all(this.mesh)
 
 
-def resume(this: Run) -> tuple[int, int]:
-    """Restores the last whole state, if there is one. Returns the next step and the tokens trained on before it."""
+def resume(this: Run) -> tuple[int, Progress]:
+    """Restores the last whole state, if there is one. Returns the next step and what added up before it."""
     state = latest_state(this.states)
     first = state.step if state is not None else 0
     if this.mesh.is_main:
         rewind(this.metrics, first)
     if state is None:
-        return 0, 0
+        return 0, Progress()
     with torch.no_grad():
         for name, parameter in this.trainable.items():
             parameter.copy_(state.weights[name])
     restore_optimizer(this.optimizer, this.trainable, state.optimizer)
     say(f"going on from step {first:,} of {this.num_steps:,}")
-    return first, int(state.meta["tokens_total"])
-
-
-def _quarantine(this: Run, batches: list[Batch]) -> None:
-    """Lists documents that could not be loaded. An epoch or a resume meets them again: readers go by their key."""
-    damages: list[Damage] = [damage for batch in batches for damage in batch.damage]
-    if damages:
-        with open(this.quarantine, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(damage)) + "\n" for damage in damages)
+    return first, Progress(state.meta["tokens_total"], Tally(**state.meta["tally"]))
 
 
 def finish(this: Run, manifest: Manifest) -> None:

@@ -2,6 +2,7 @@
 computed once, before the first step."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def open_start(recipe: TrainRecipe) -> tuple[Feed, VisionLanguageModel]:
 
     Raises: ConfigError where plan and model disagree on the number of tokens an image takes.
     """
-    feed = open_feed(recipe.plan)
+    feed = open_feed(recipe.plan, shard_cache=recipe.shard_cache, shard_cache_gb=recipe.shard_cache_gb)
     model = _open_model(recipe)
     image = feed.plan.tokens.image
     if image.tokens_per_side != model.config.tokens_per_side:
@@ -40,7 +41,7 @@ def open_start(recipe: TrainRecipe) -> tuple[Feed, VisionLanguageModel]:
     statistics = recipe.standardise_features and recipe.model is not None
     fill_cache(feed, model, cache, standardise=statistics)
     shape = (model.connector.num_features, model.connector.feature_width)
-    return open_feed(recipe.plan, preparation=Preparation(_reader(cache), shape)), model
+    return replace(feed, preparation=Preparation(_reader(cache), shape)), model
 
 
 def _open_model(recipe: TrainRecipe) -> VisionLanguageModel:

@@ -31,7 +31,8 @@ def train_step(
     max_grad_norm: float,
     mesh: Mesh,
 ) -> StepResult:
-    """Forward and backward over this rank's micro-batches, gradients summed over ranks, clipped, one update.
+    """Forward and backward over this rank's micro-batches, each moved to the model's device when its turn comes;
+    gradients summed over ranks, clipped, one update.
 
     Raises: DataError where no token of the step is supervised, or the loss or a gradient is not finite; the
     parameters are then as they were.
@@ -46,9 +47,9 @@ def train_step(
 
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), dtype=torch.float64)
-    for batch in micro_batches:
+    for batch in (one.to(model.device) for one in micro_batches):
         loss_sum, _ = model(
-            batch.ids, batch.labels, batch.positions, batch.bounds, batch.pixels, batch.slots, batch.keys
+            batch.ids, batch.labels, batch.positions, batch.bounds, batch.pixels, batch.slots, batch.names
         )
         (loss_sum / num_supervised).backward()
         loss += loss_sum.detach().double().cpu()

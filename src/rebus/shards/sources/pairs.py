@@ -8,23 +8,31 @@ from typing import Any
 from rebus.errors import DataError, nearest
 from rebus.shards.assemble import uid_of
 from rebus.shards.damage import BAD_JSON, MISSING_CAPTION, DamagedSampleError
+from rebus.shards.sources import tables
 from rebus.shards.sources.files import read_images
-from rebus.shards.sources.tables import Row, read_rows
+from rebus.shards.sources.pieces import Piece
+from rebus.shards.sources.tables import read_piece
+
+__all__ = ["build", "find_pieces", "read_piece"]
 
 COLUMNS = ("file", "caption")
 
 
-def read_records(table: Path) -> Iterator[Row]:
+def find_pieces(table: Path, rows_per_piece: int) -> Iterator[Piece]:
     """Raises: DataError where the first whole row lacks one of the two columns."""
     checked = False
-    for row in read_rows(table):
-        if isinstance(row, dict) and not checked:
-            for column in COLUMNS:
-                if column not in row:
-                    found = f"its columns are {', '.join(map(str, row))}{nearest(column, map(str, row))}"
-                    raise DataError(f"{table} has no column '{column}': {found}.")
-            checked = True
-        yield row
+    for piece in tables.find_pieces(table, rows_per_piece):
+        checked = checked or _check_columns(piece)
+        yield piece
+
+
+def _check_columns(piece: Piece) -> bool:
+    row = next((record for _, record in read_piece(piece) if isinstance(record, dict)), None)
+    for column in COLUMNS:
+        if row is not None and column not in row:
+            found = f"its columns are {', '.join(map(str, row))}{nearest(column, map(str, row))}"
+            raise DataError(f"{piece.file} has no column '{column}': {found}.")
+    return row is not None
 
 
 def build(record: dict[str, Any], root: Path) -> dict[str, bytes]:

@@ -1,84 +1,168 @@
-"""Rows of CSV, TSV, JSON and JSONL files, one at a time; a row that cannot be read is one bad row."""
+"""Rows of CSV, TSV, JSON and JSONL tables by byte range: found in one pass of bounded memory, read by one seek each."""
 
 import csv
+import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rebus.errors import DataError
 from rebus.shards.damage import BAD_JSON, BAD_UTF8, DamagedSampleError
+from rebus.shards.sources.arrays import scan_array
+from rebus.shards.sources.pieces import Piece
 
 Row = dict[str, Any] | DamagedSampleError
+Span = tuple[int, int]
+"""Byte offset and length of a row."""
 
+BAD_CSV = "bad CSV"
+BOM = "ï»¿"  # the bytes of a UTF-8 byte order mark, read as latin-1
+BLOCK_BYTES = 4 * 2**20
 MAX_FIELD_CHARS = 2**24  # Python's own limit of 131,072 ends the whole file at one long field
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yields the rows of a table, or in its place what is wrong with one. The format follows from the suffix."""
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_json}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"{path} must end in one of {', '.join(readers)}: the format follows from it.")
+def scan_rows(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Span]:
+    """Yields where each row lies, a CSV's header left out. The format follows from the suffix.
+
+    block_bytes: how much of a JSON array is held at once, a longer row aside. Raises: DataError where the table is
+    missing, of another format, or a JSON array that cannot be followed to its end.
+    """
+    scanners: dict[str, Callable[[], Iterator[Span]]] = {
+        ".csv": lambda: islice(_scan_csv(path), 1, None),
+        ".tsv": lambda: islice(_scan_csv(path), 1, None),
+        ".jsonl": lambda: _scan_lines(path),
+        ".json": lambda: scan_array(path, block_bytes),
+    }
+    if path.suffix.lower() not in scanners:
+        raise DataError(f"{path} must end in one of {', '.join(scanners)}: the format follows from it.")
     if not path.is_file():
         raise DataError(f"no table at {path}.")
-    return readers[path.suffix.lower()](path)
+    return scanners[path.suffix.lower()]()
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(MAX_FIELD_CHARS)
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        while True:
+def find_pieces(path: Path, rows_per_piece: int) -> Iterator[Piece]:
+    """Yields the table in stretches of `rows_per_piece` rows; only one is held at a time."""
+    spans = scan_rows(path)
+    first_row = 0
+    for number, stretch in enumerate(iter(lambda: list(islice(spans, rows_per_piece)), [])):
+        places = np.array(stretch, dtype=np.int64)  # [rows, 2]
+        yield Piece(number, str(path), first_row, len(stretch), places[:, 0].copy(), places[:, 1].copy())
+        first_row += len(stretch)
+
+
+def read_blobs(piece: Piece) -> Iterator[tuple[str, bytes]]:
+    """Yields (key, bytes) of every row; the key is the row's number in the whole table."""
+    if piece.offsets is None or piece.lengths is None:
+        raise DataError(f"{piece.file}: a piece of a table names the bytes of its rows")
+    with open(piece.file, "rb", buffering=2**20) as file:
+        for row, (offset, length) in enumerate(zip(piece.offsets.tolist(), piece.lengths.tolist(), strict=True)):
+            file.seek(offset)
+            yield f"{piece.first_row + row:09d}", file.read(length)
+
+
+def read_piece(piece: Piece) -> Iterator[tuple[str, Row]]:
+    """Yields (key, record) of every row, or in its place what is wrong with it."""
+    path = Path(piece.file)
+    header = read_header(path)
+    for key, blob in read_blobs(piece):
+        yield key, parse_row(path, blob, header)
+
+
+def read_header(path: Path) -> list[str] | None:
+    """The names of a CSV's or TSV's columns; None for JSON and for an empty table. Raises: DataError."""
+    if not _is_csv(path):
+        return None
+    for offset, length in _scan_csv(path):
+        with open(path, "rb") as file:
+            file.seek(offset)
             try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield DamagedSampleError("bad CSV", f"line {rows.line_num}: {error}")
-                continue
-            # A surplus field comes under the name None, a missing one as the value None.
-            yield _refuse_surrogates({name: value for name, value in row.items() if name and value is not None})
+                return _fields(path, file.read(length))
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise DataError(f"{path}: its first line names no columns: {error}.") from error
+    return None
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with open(path, "rb") as file:
-        for line in file:
-            if line.strip():
-                yield _read_object(line)
-
-
-def _read_object(line: bytes) -> Row:
+def parse_row(path: Path, blob: bytes, header: Sequence[str] | None = None) -> Row:
+    """The record in the bytes of one row, or what is wrong with it. path: for its suffix. header: a CSV's columns."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        if _is_csv(path):
+            # A surplus field has no name and a missing one no value: neither is kept.
+            return {name: value for name, value in zip(header or (), _fields(path, blob), strict=False) if name}
+        value = json.loads(blob.decode("utf-8"))
     except UnicodeDecodeError as error:
         return DamagedSampleError(BAD_UTF8, str(error))
+    except csv.Error as error:
+        return DamagedSampleError(BAD_CSV, str(error))
     except (ValueError, RecursionError) as error:
         return DamagedSampleError(BAD_JSON, str(error))
-    return _check_object(value)
-
-
-def _read_json(path: Path) -> Iterator[Row]:
-    """A JSON array is one value: damage in it costs the file."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}. As .jsonl, a bad line would cost that line alone.") from error
-    if not isinstance(rows, list):
-        raise DataError(f"{path} must hold an array of samples, not a {type(rows).__name__}.")
-    for row in rows:
-        yield _check_object(row)
-
-
-def _check_object(value: Any) -> Row:
     if not isinstance(value, dict):
         return DamagedSampleError(BAD_JSON, f"an object is wanted, not a {type(value).__name__}")
-    return _refuse_surrogates(value)
+    return _refuse_surrogates(value) if _HALF_CHARACTER.search(blob) else value
 
 
 def _refuse_surrogates(row: dict[str, Any]) -> Row:
-    """Half characters (undecodable bytes, lone \\ud83d escapes) cannot be written as UTF-8."""
+    """Half characters (a lone \\ud83d escape) cannot be written as UTF-8."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         return DamagedSampleError(BAD_UTF8, str(error))
     return row
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".tsv")
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _fields(path: Path, blob: bytes) -> list[str]:
+    csv.field_size_limit(MAX_FIELD_CHARS)
+    return next(csv.reader(io.StringIO(blob.decode("utf-8"), newline=""), delimiter=_delimiter(path), strict=True))
+
+
+def _scan_csv(path: Path) -> Iterator[Span]:
+    """Rows with the header: each is as long as the lines that the csv reader took for it."""
+    csv.field_size_limit(MAX_FIELD_CHARS)
+    taken = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal taken
+        with open(path, encoding="latin-1", newline="") as file:  # one character a byte, line ends as they are
+            first = file.readline()
+            taken = len(first)
+            yield first.removeprefix(BOM)
+            for line in file:
+                taken += len(line)
+                yield line
+
+    with open(path, "rb") as file:
+        start = 3 if file.read(3) == BOM.encode("latin-1") else 0
+    rows = csv.reader(lines(), delimiter=_delimiter(path), strict=True)
+    while True:
+        try:
+            filled = bool(next(rows))
+        except StopIteration:
+            return
+        except csv.Error:
+            filled = True  # parse_row says what is wrong with it
+        if filled:
+            yield start, taken - start
+        start = taken
+
+
+def _scan_lines(path: Path) -> Iterator[Span]:
+    start = 0
+    with open(path, "rb") as file:
+        for line in file:
+            skipped = 3 if not start and line.startswith(BOM.encode("latin-1")) else 0
+            if length := len(line.rstrip()) - skipped:
+                yield start + skipped, length
+            start += len(line)

@@ -17,14 +17,14 @@ class Mesh:
 
 
 def join_mesh() -> Mesh:
-    """Joins the process group that torchrun's environment describes (gloo on CPU, NCCL on CUDA); alone without it."""
+    """Joins the process group that torchrun's environment describes (gloo for tensors on the CPU, NCCL for those on CUDA); alone without it."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Mesh()
     import torch
 
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return Mesh(torch.distributed.get_rank(), world)
 
 

@@ -21,6 +21,7 @@ from rebus.shards.config import ShardsRecipe
 from rebus.shards.read import read_index
 from rebus.shards.run import run as run_shards
 from rebus.shards.write import write_shard
+from tiny_samples import tiny_picture
 
 SAMPLES_A_SHARD = 5
 
@@ -102,10 +103,7 @@ def test_rules_that_say_nothing_clear_are_refused(rule):
         check_recipe(SelectionRecipe, tree, "test")
 
 
-PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
-    "0000000049454e44ae426082"
-)
+PNG = tiny_picture()
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 Claim: at least a million documents a second of CPU time for one million and for ten million documents; fill within 0.1
 point of global best-fit decreasing; at ten thousand at least 100 times as fast as the original's first-fit decreasing,
-which sums every bin again for every document (at the smallest capacity of each distribution, the original's is 4096;
-larger ones have fewer bins to look at and less to gain).
+which sums every bin again for every document.
 
 "ours" is what `rebus pack` does: best-fit decreasing, and up to 200,000 documents exact fill beside it, of which the
 plan takes the one with fewer packs. Exact fill has a row of its own; the claim on speed is about best-fit decreasing.
@@ -78,7 +77,7 @@ def rules(num_documents: int) -> dict[str, Rule]:
 
 def measure(distribution: str, capacity: int, name: str, rule: Rule, lengths: np.ndarray) -> dict:
     """One row: fill (0..1), documents per second of CPU time, packs beyond what any packing needs (0..1)."""
-    repeats = 5 if len(lengths) <= QUADRATIC_LIMIT and name in (OURS, BEST_FIT) else 1
+    repeats = 20 if len(lengths) <= QUADRATIC_LIMIT and name in (OURS, BEST_FIT) else 1
     seconds = np.inf
     for _ in range(repeats):  # a call of a few milliseconds is measured by its best
         started = time.process_time()
@@ -122,7 +121,7 @@ def failures(rows: list[dict]) -> list[str]:
             found.append(f"{case}: {speed:,} documents/s, the claim is {MIN_SPEED:,}")
         if GLOBAL in by_rule and ours["fill"] < by_rule[GLOBAL]["fill"] - MAX_BELOW:
             found.append(f"{case}: fill {ours['fill']:.3%}, global best-fit reaches {by_rule[GLOBAL]['fill']:.3%}")
-        if ORIGINAL in by_rule and capacity == CASES[distribution][0]:
+        if ORIGINAL in by_rule:
             times = by_rule[BEST_FIT]["documents_per_second"] / by_rule[ORIGINAL]["documents_per_second"]
             if times < MIN_SPEED_UP:
                 found.append(f"{case}: {times:.0f} times as fast as the original, the claim is {MIN_SPEED_UP}")

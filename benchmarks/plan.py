@@ -251,10 +251,10 @@ def main() -> int:
 
 
 def show(rows: list[dict]) -> None:
-    columns = ["rows", "index", "plan", "first batch", "total", "peak memory", "fill", "bytes a row, index + plan"]
+    columns = ["rows", "index", "plan", "first batch", "total", "peak memory", "fill", "bytes/row"]
     table = [
         [
-            f"{row['rows']:,}",
+            f"{row['rows'] / 1e6:g} M",
             *(f"{row['seconds'][name]:,.1f} s" for name in ("index", "plan", "first batch")),
             f"{row['seconds_total']:,.1f} s",
             f"{max(row['peak_bytes'].values()) / 1e9:.2f} GB",

@@ -13,8 +13,9 @@ import pytest
 from rebus import doctor
 from rebus.cli import main
 from rebus.doctor import machine
-from rebus.doctor.examine import examine, pointer
+from rebus.doctor.examine import Findings, examine, pointer
 from rebus.doctor.findings import KEPT
+from rebus.doctor.recipe import find_recipe
 from rebus.errors import DataError
 from rebus.shards import damage
 from rebus.shards.config import ShardsRecipe
@@ -27,6 +28,10 @@ def picture(num_bytes_lost: int = 0, kind: str = "JPEG") -> bytes:
     PIL.Image.effect_noise((64, 64), 50).convert("RGB").save(buffer, kind)
     data = buffer.getvalue()
     return data[: len(data) - num_bytes_lost]
+
+
+def look(path: Path, workers: int = 1) -> Findings:
+    return examine(find_recipe(path, num_workers=workers))
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def test_every_damage_is_shown_with_what_shows_it(shards: Path, capsys, tmp_path
 
 def test_workers_find_the_same(shards: Path):
     (shards / "00001.tar").write_bytes((shards / "00000.tar").read_bytes()[:700])
-    assert examine(shards, shards, 2) == examine(shards, shards, 1)
+    assert look(shards, 2) == look(shards)
 
 
 def test_notes_alone_are_no_damage(tmp_path: Path, capsys):
@@ -79,7 +84,7 @@ def test_a_doubled_key_is_pointed_at_by_its_byte(tmp_path: Path, capsys):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    (found,) = examine(tmp_path / "two.tar", tmp_path, 1).damaged
+    (found,) = look(tmp_path / "two.tar").damaged
     assert found.reason == "duplicate key"
     assert found.pointer == f"rebus show {tmp_path / 'two.tar'} --at {found.offset}"
     assert pointer(Path("a b.tar"), "-k", 5) == "rebus show 'a b.tar' --sample=-k"
@@ -92,7 +97,7 @@ def test_tables_are_examined_where_they_lie(tmp_path: Path, capsys):
     rows = [json.dumps({"image": name, "conversations": turns}) for name in ("good.jpg", "half.jpg", "gone.jpg")]
     table = tmp_path / "chat.jsonl"
     table.write_text("\n".join([*rows, "{broken", ""]))
-    found = examine(table, tmp_path, 1)
+    found = look(table)
     assert [one.reason for one in found.damaged] == ["undecodable image", "missing image", "bad JSON"]
     assert found.num_good == 1
     assert found.damaged[1].pointer == f"rebus show {table} --at {len(rows[0]) + len(rows[1]) + 2}"
@@ -101,10 +106,10 @@ def test_tables_are_examined_where_they_lie(tmp_path: Path, capsys):
     assert "gone.jpg" in capsys.readouterr().out
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("file,caption\ngood.jpg,noise\n../good.jpg,noise\n")
-    assert [one.reason for one in examine(pairs, tmp_path, 1).damaged] == ["member path climbs out"]
+    assert [one.reason for one in look(pairs).damaged] == ["member path climbs out"]
     (tmp_path / "other.jsonl").write_text('{"question": "?"}\n')
     with pytest.raises(DataError, match="its rows have question"):
-        examine(tmp_path / "other.jsonl", tmp_path, 1)
+        look(tmp_path / "other.jsonl")
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -117,7 +122,7 @@ def test_records_that_the_shards_left_out_are_found_too(tmp_path: Path, link: bo
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = ShardsRecipe(source="conversations", input=table, out=out, max_bad_share=0.6, num_workers=1, link=link)
     write_shards(recipe)
-    found = examine(out, out, 1)
+    found = look(out)
     assert [(one.reason, one.key) for one in found.damaged] == [("missing image", "000000001")]
     assert found.num_good == 1
     with pytest.raises(SystemExit):

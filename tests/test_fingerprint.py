@@ -59,6 +59,20 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
+def test_files_of_others_are_not_swept(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / ".unsaved.tmp").write_text("precious")
+    with pytest.raises(DataError, match="did not make"):
+        prepare_out(tmp_path, Manifest("shards", {}))
+    assert (tmp_path / "theirs" / ".unsaved.tmp").read_text() == "precious"
+
+
+def test_a_build_killed_before_its_mark_begins_anew(tmp_path):
+    (tmp_path / "..building.4711.tmp").write_text("half")
+    prepare_out(tmp_path, PLAN)
+    assert [path.name for path in tmp_path.iterdir()] == [".building"]
+
+
 def test_discard_leaves_nothing_that_looks_like_an_artifact(tmp_path):
     folder, trash = tmp_path / "plan", tmp_path / ".plan.trash"
     trash.mkdir()  # what a kill in the middle of an earlier discard left

@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from rebus import storage
 from rebus.engine import map_shards
-from rebus.errors import DataError, StrangerError
+from rebus.errors import DataError, StrangerError, UnreachableError
 from s3_server import S3Server
 
 BYTES = bytes(range(256)) * 400
@@ -183,8 +184,31 @@ def test_a_server_that_is_not_there_is_an_error(s3: S3Server, monkeypatch):
         pass
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     storage.forget()
-    with pytest.raises(DataError, match=r"s3://bucket/a cannot be read.*AWS_ENDPOINT_URL"):
+    with pytest.raises(UnreachableError, match=r"s3://bucket/a cannot be read.*AWS_ENDPOINT_URL"):
         storage.read_range("s3://bucket/a", 0, 5)
+
+
+def test_a_file_that_is_gone_is_not_storage_that_is_gone(s3: S3Server, tmp_path: Path):
+    for place in (str(tmp_path / "a"), s3.put("a", b"bytes").replace("/a", "/b")):
+        with pytest.raises(DataError) as caught:
+            storage.read_range(place, 0, 5)
+        assert not isinstance(caught.value, UnreachableError), place
+
+
+def test_two_threads_that_fetch_one_file_do_not_write_into_each_other(tmp_path: Path, monkeypatch):
+    (tmp_path / "data").write_bytes(b"bytes")
+    meeting, copied, real = threading.Barrier(2), [], shutil.copyfile
+
+    def copy(place: str, temporary: Path) -> None:
+        copied.append(temporary)
+        real(place, temporary)
+        meeting.wait(10)
+
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: storage.download(str(tmp_path / "data"), tmp_path / "copy"), range(2)))
+    assert len(set(copied)) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "data"]
 
 
 def test_a_file_that_is_another_by_now_is_not_downloaded(s3: S3Server, tmp_path: Path):

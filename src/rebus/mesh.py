@@ -17,7 +17,10 @@ class Mesh:
 
 
 def join_mesh() -> Mesh:
-    """Joins the process group that torchrun's environment describes (gloo for tensors on the CPU, NCCL for those on CUDA); alone without it."""
+    """Joins the process group that torchrun's environment describes; alone without it.
+
+    Tensors on the CPU go by gloo, those on CUDA by NCCL.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Mesh()

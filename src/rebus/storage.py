@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rebus.errors import DataError, StrangerError
+from rebus.errors import DataError, StrangerError, UnreachableError
 
 NUM_TOGETHER = 256  # remote ranges asked for at once: what hides the way there
 MAX_GAP = 8192  # bytes read for nothing that cost less than a request of their own
@@ -82,7 +82,7 @@ def download(place: str, target: Path, version: tuple[object, ...] = ()) -> None
     version: the `file_version` that is wanted. Raises: DataError; StrangerError where the file is another by now.
     """
     version = version or file_version(place)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
         with _reaching(place):
             if is_remote(place):
@@ -203,7 +203,8 @@ def _reaching(place: str) -> Iterator[None]:
     except _faults() as error:
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
         advice = "Check the path." if not is_remote(place) else ADVICE
-        raise DataError(f"{place} cannot be read: {kind}{error}. {advice}") from error
+        known = not is_remote(place) or isinstance(error, FileNotFoundError)
+        raise (DataError if known else UnreachableError)(f"{place} cannot be read: {kind}{error}. {advice}") from error
 
 
 def _faults() -> tuple[type[BaseException], ...]:

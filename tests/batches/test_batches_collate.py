@@ -1,5 +1,6 @@
 """Collate against a slow reference that goes token by token."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from rebus.batches.batch import IGNORE, Batch
 from rebus.batches.collate import Document, collate
 from rebus.errors import SlotMismatchError
+from rebus.pictures import ImageConfig
 from rebus.records import Damage, Image
 from rebus.tokens.encode import IMAGE_ID, Encoded
 
@@ -120,8 +122,18 @@ def test_documents_together_are_one_document(documents: list[Document], cuts: li
 
 def test_an_array_of_another_shape_is_refused():
     whole = document_of([("image", 2), ("trained", 1)], 7)
-    with pytest.raises(ValueError, match=r"image 0 is \(3, 2, 2\), not \(3, 2, 9\)"):
+    with pytest.raises(ValueError, match=r"image 0 is float32 \(3, 2, 2\), not float32 \(3, 2, 9\)"):
         collate([whole], (3, 2, 9))
+
+
+def test_bytes_without_the_rule_that_normalises_them_are_refused():
+    whole = document_of([("image", 2), ("trained", 1)], 7)
+    raw = replace(whole, arrays=(np.full(SHAPE, 200, np.uint8),))
+    with pytest.raises(ValueError, match=r"image 0 is uint8 \(3, 2, 2\), not float32"):
+        collate([raw], SHAPE)
+    assert collate([raw], SHAPE, image=ImageConfig(size=2)).pixels.dtype == torch.uint8
+    with pytest.raises(ValueError, match=r"image 0 is float32 \(3, 2, 2\), not uint8"):
+        collate([whole], SHAPE, image=ImageConfig(size=2))
 
 
 def test_moving_keeps_names_and_damage():

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from rebus.batches.batch import Batch
-from rebus.batches.feed import Feed, Preparation, build_batch, open_feed
+from rebus.batches.feed import Feed, Preparation, build_batch, open_feed, plan_images
 from rebus.batches.indexes import Indexes
 from rebus.batches.loader import iterate_batches
 from rebus.batches.order import step_packs
-from rebus.errors import ConfigError
+from rebus.errors import ConfigError, UnreachableError
 from rebus.mesh import Mesh
 from rebus.packs.config import PackRecipe
 from rebus.packs.run import run
@@ -29,10 +29,8 @@ def make_feed(tmp_path: Path, tiny_tokenizer_folder: Path) -> Callable[..., Feed
     def make(shards: Path, preparation: Preparation | None = None, **changes) -> Feed:
         image = ImageConfig(size=8, tokens_per_side=2)
         tokens = TokensConfig(tokenizer=tiny_tokenizer_folder, image=image)
-        recipe = PackRecipe(
-            shards=[shards], tokens=tokens, out=tmp_path / "plan", **{"capacity": 96, "num_workers": 1} | changes
-        )
-        run(recipe)
+        settings = {"tokens": tokens, "out": tmp_path / "plan", "capacity": 96, "num_workers": 1}
+        run(PackRecipe(shards=[shards], **settings | changes))
         return open_feed(tmp_path / "plan", preparation=preparation)
 
     return make
@@ -66,9 +64,22 @@ def test_undecodable_images_cost_themselves_alone(make_feed, tmp_path: Path):
     batch = build_batch(feed, tuple(range(feed.num_packs)))
     assert sorted(one.key for one in batch.damage) == ["000000000", "000000005"]
     assert {one.reason for one in batch.damage} == {"undecodable image"}
-    assert all(one.shard == "00000.tar" and one.offset >= 0 for one in batch.damage)
+    assert all(one.shard == str(tmp_path / "shards" / "00000.tar") and one.offset >= 0 for one in batch.damage)
     assert len(batch.keys) == 8
     assert batch.num_images == 8
+
+
+def test_storage_that_does_not_answer_damages_no_sample(make_feed, tiny_shards, monkeypatch):
+    feed = make_feed(tiny_shards(8))
+
+    def fail(*_: object) -> None:
+        raise UnreachableError("s3://bucket/00000.tar cannot be read")
+
+    monkeypatch.setattr("rebus.batches.feed.read_sample", fail)
+    with pytest.raises(UnreachableError):
+        next(iterate_batches(feed, [0], packs_per_step=1, seed=0))
+    with pytest.raises(UnreachableError):
+        next(plan_images(feed))
 
 
 def test_a_batch_of_nothing_but_damage_trains_on_nothing(make_feed, tmp_path: Path):
@@ -194,6 +205,22 @@ def test_across_documents_a_pack_is_one_stretch(make_feed, tiny_shards):
     differs = torch.nonzero(joined.labels != alone.labels).flatten().tolist()
     ends = [end - 1 for end in alone.bounds.tolist()[1:]]
     assert set(differs) <= set(ends) - {packs[0] - 1, sum(packs) - 1}
+
+
+def test_across_documents_the_token_that_opens_one_is_predicted_from_the_end_of_the_one_before(
+    make_feed, tiny_shards, tiny_tokenizer_folder: Path
+):
+    """As Open-Qwen2VL was trained (reference: its packs carry a loss on every document's <s>)."""
+    tokens = TokensConfig(
+        tokenizer=tiny_tokenizer_folder, image=ImageConfig(size=8, tokens_per_side=2), start_of_text="<|im_start|>"
+    )
+    feed = make_feed(tiny_shards(40), cross_document=True, tokens=tokens)
+    apart = replace(feed, plan=replace(feed.plan, manifest=replace(feed.plan.manifest, facts=isolated(feed))))
+    joined, alone = build_batch(feed, (0,)), build_batch(apart, (0,))
+    ends = [end - 1 for end in alone.bounds.tolist()[1:-1]]
+    assert len(ends) > 1
+    assert joined.labels[ends].tolist() == [1] * len(ends)
+    assert torch.nonzero(joined.labels != alone.labels).flatten().tolist() == ends
 
 
 def isolated(feed: Feed) -> dict:

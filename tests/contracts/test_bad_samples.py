@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from planted import CLEAN, CUT, DAMAGED, ODD, TWENTY, plant
 
+from planted import CLEAN, CUT, DAMAGED, ODD, TWENTY, plant
 from rebus.batches.feed import build_batch, open_feed
 from rebus.config import load_recipe
 from rebus.doctor.examine import examine
+from rebus.doctor.recipe import find_recipe
 from rebus.errors import DataError
 from rebus.packs.config import PackRecipe
 from rebus.packs.plan import open_plan
@@ -70,7 +71,7 @@ def test_the_index_names_each_damaged_sample_and_keeps_every_other_one(pool):
 
 def test_the_doctor_finds_all_of_it_ahead_of_time_and_points_at_it(tmp_path, capsys):
     pool = plant(tmp_path / "pool")
-    findings = examine(pool, pool, 1)
+    findings = examine(find_recipe(pool, num_workers=1))
     seen = {(Path(one.shard).name, one.key, one.reason) for one in findings.damaged}
     assert seen == FOUND | {(SHARDS[0], "half", "undecodable image")}
     assert findings.odd == Counter(one.reason for one in ODD.values())

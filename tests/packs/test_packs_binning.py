@@ -152,6 +152,12 @@ def test_patches_that_do_not_bind_cost_no_fill():
     assert images.sum() * 4 / ((binding.max() + 1) * 8192 * 2) > 0.97
 
 
+def test_limits_that_no_pack_can_reach_cost_no_memory():
+    lengths, patches = np.array([5, 7, 20], np.int32), np.array([1, 9, 4], np.int32)
+    packs = best_fit_patches(lengths, 30, np.ones_like(lengths), 10**12, patches, 10**12)
+    assert (packs == best_fit_patches(lengths, 30, np.ones_like(lengths), None, patches, 14)).all()
+
+
 @given(
     documents=many,
     max_images=st.none() | st.integers(3, 6),

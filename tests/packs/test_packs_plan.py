@@ -92,6 +92,16 @@ def test_packs_keep_to_their_block_of_shards(plan, tmp_path: Path):
     ]
 
 
+def test_every_block_of_a_mixture_holds_its_share_of_each_folder(plan, tmp_path: Path):
+    one, two = captions(tmp_path / "one", 64), captions(tmp_path / "two", 32)  # eight shards and four
+    made = plan(one, two, block_shards=3)
+    assert len(made.blocks) == 5
+    for start, end in zip(made.blocks[:-1].tolist(), made.blocks[1:].tolist(), strict=True):
+        inside = [document for pack in range(start, end) for document in made.documents(pack)]
+        assert Counter(document.shard.parent for document in inside) == {one: 16, two: 8}
+    assert len({(document.shard, document.row) for document in documents(made)}) == 96
+
+
 def test_a_cut_conversation_is_planned_as_it_is_encoded(plan, tmp_path: Path):
     turns = ({"role": "user", "content": "what is it?"}, {"role": "assistant", "content": "a red square"}) * 3
     samples = [TinySample(messages=turns), TinySample(messages=turns[:2]), TinySample("a photo", tiny_picture())]

@@ -11,8 +11,10 @@ import pytest
 from rebus.errors import ConfigError, DataError, StrangerError
 from rebus.fingerprint import Manifest, read_manifest, write_manifest
 from rebus.packs import run as pack_run
-from rebus.packs.config import PackRecipe
+from rebus.packs.config import PackRecipe, ShardsFolder
 from rebus.packs.plan import open_plan
+from rebus.shards.index import SCHEMA, write_tables
+from rebus.shards.read import read_index
 from rebus.tokens.config import ImageConfig, TokensConfig
 from tiny_samples import TinySample, tiny_picture, write_shards
 
@@ -126,7 +128,20 @@ def test_a_selection_keeps_what_it_keeps(recipe, tiny_shards, tmp_path: Path):
     plan = open_plan(tmp_path / "plan")
     documents = [document for pack in range(plan.num_packs) for document in plan.documents(pack)]
     assert {(one.shard.name, one.row) for one in documents} == {("00000.tar", 3), ("00001.tar", 4), ("00002.tar", 7)}
-    assert "selection" in plan.manifest.inputs
+    assert plan.manifest.inputs["selection/0"] == read_manifest(selection, "selection").fingerprint
+
+
+def test_each_folder_of_a_mixture_has_its_own_selection(recipe, tiny_shards, tmp_path: Path):
+    other = write_shards(tmp_path / "other", [TinySample(f"a photo {i}", tiny_picture()) for i in range(8)])
+    mixture = [
+        ShardsFolder(folder=other, selection=select(tmp_path / "few", other, {"000000002", "000000005"}), repeat=2),
+        ShardsFolder(folder=tiny_shards(6)),
+    ]
+    pack_run.run(recipe(*mixture))
+    plan = open_plan(tmp_path / "plan")
+    documents = [document for pack in range(plan.num_packs) for document in plan.documents(pack)]
+    assert sorted(one.row for one in documents if one.shard.parent == other) == [2, 2, 5, 5]
+    assert sorted(one.row for one in documents if one.shard.parent != other) == list(range(6))
 
 
 def test_a_selection_of_other_shards_is_refused(recipe, tiny_shards, tmp_path: Path):
@@ -135,7 +150,20 @@ def test_a_selection_of_other_shards_is_refused(recipe, tiny_shards, tmp_path: P
     with pytest.raises(StrangerError, match="was made of other shards"):
         pack_run.run(recipe(tiny_shards(4), selection=selection))
     with pytest.raises(ConfigError, match="goes with one shards folder"):
-        pack_run.run(recipe(other, other, selection=selection))
+        pack_run.run(recipe(other, tmp_path / "shards", selection=selection))
+    with pytest.raises(ConfigError, match="stands twice"):
+        pack_run.run(recipe(other, tmp_path / "other" / ".." / "other"))
+
+
+def test_keys_with_what_some_take_for_a_line_break(recipe, tmp_path: Path):
+    shards = write_shards(tmp_path / "odd", [TinySample("a photo", tiny_picture())] * 3)
+    tar = shards / "00000.tar"
+    rows = read_index(tar).to_pylist()
+    rows[1]["key"] = "two\u2028lines"  # not in the tar by that name: unusable
+    write_tables(tar, pa.Table.from_pylist(rows, SCHEMA), [])
+    assert pack_run.run(recipe(shards, max_bad_share=0.5)).num_documents == 2
+    (line,) = (tmp_path / "plan" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "two\u2028lines"
 
 
 def test_image_limit(recipe, tiny_shards):

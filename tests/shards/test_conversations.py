@@ -19,6 +19,7 @@ from rebus.shards.sources.conversations import build, describe, survey
 def root(tmp_path: Path) -> Path:
     for number in range(4):
         (tmp_path / f"{number}.png").write_bytes(picture((number + 2, 4)))
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     return tmp_path
 
 
@@ -77,6 +78,20 @@ def test_missing_places_come_before_the_first_user_as_paddlemix_has_it(root: Pat
     assert refused({"conversations": turns, "image": "0.png"}, root) == damage.PLACEHOLDER_MISMATCH
 
 
+def test_what_the_assistant_says_first_is_left_out(root: Path):
+    said = [{"from": "gpt", "value": "Ask!"}, {"from": "gpt", "value": "Do."}]
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "Yes."}]
+    assert parts({"conversations": [*said, *turns]}, root) == [("user", "?"), ("assistant", "Yes.")]
+    assert refused({"conversations": said}, root) == damage.NO_ASSISTANT_TEXT
+
+
+@pytest.mark.parametrize("name", ["video", "videos"])
+def test_a_video_beside_the_turns_is_refused_and_its_placeholder_not_trained_on(root: Path, name: str):
+    turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "This."}]
+    assert refused({name: "a.mp4", "conversations": turns}, root) == damage.UNPLACED_VIDEO
+    assert parts({name: None, "conversations": turns}, root)[0] == ("user", "<video>\nWhat?")
+
+
 def test_chat_content_with_paths_uris_and_options(root: Path):
     uri = "data:image/png;base64," + base64.b64encode(picture((9, 9))).decode()
     content = [
@@ -107,10 +122,12 @@ def test_chat_content_with_paths_uris_and_options(root: Path):
     [
         ({"type": "image", "image": "https://example.org/a.png"}, damage.REMOTE_FILE),
         ({"type": "image", "image": "absent.png"}, damage.MISSING_IMAGE),
+        ({"type": "image", "image": "loop.png"}, damage.MISSING_IMAGE),
+        ({"type": "image", "image": "9j4AAQSkZ" * 2000}, damage.MISSING_IMAGE),
         ({"type": "image", "image": "../0.png"}, CLIMBING_PATH),
         ({"type": "image", "image": "file:///etc/passwd"}, CLIMBING_PATH),
         ({"type": "image", "image": "/etc/passwd"}, CLIMBING_PATH),
-        ({"type": "image", "image": "data:image/png;base64,!!"}, damage.UNREADABLE_IMAGE),
+        ({"type": "image", "image": "data:image/png;base64,!!"}, damage.BAD_BASE64),
         ({"type": "image", "image": 7}, damage.BAD_JSON),
         ({"type": "image", "image": "0.png", "max_pixels": "many"}, damage.BAD_JSON),
         ({"type": "image", "image": "0.png", "max_pixels": True}, damage.BAD_JSON),

@@ -105,8 +105,14 @@ def test_binary_pictures_and_metadata(tmp_path: Path):
     assert written == {
         "source": "x",
         "uid": uid,
-        "messages": [{"role": "user", "content": "<image>\na"}, {"role": "assistant", "content": "b"}],
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
     }
+
+
+def test_half_characters_in_a_string_of_json_are_damage(tmp_path: Path):
+    turns = [{"role": "user", "content": "\ud83d?"}, {"role": "assistant", "content": "Yes."}]
+    with pytest.raises(DamagedSampleError, match=damage.BAD_UTF8):
+        hub.build({"messages": json.dumps(turns)}, tmp_path)
 
 
 def test_openai_messages(tmp_path: Path):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from test_shards_tars import picture
 
@@ -12,6 +13,7 @@ from rebus.errors import ConfigError, DataError, StrangerError
 from rebus.records import Image, Part, images_of
 from rebus.shards import damage
 from rebus.shards.config import ShardsRecipe
+from rebus.shards.damage import DamagedSampleError
 from rebus.shards.members import CLIMBING_PATH
 from rebus.shards.read import iterate, iterate_texts, read_index, read_metadata, read_quarantine
 from rebus.shards.run import run
@@ -39,6 +41,8 @@ BAD = [
     ({"image": "images/5.png", "conversations": turns("none")}, damage.PLACEHOLDER_MISMATCH),
     ({"image": "../secret.png", "conversations": turns("<image>")}, CLIMBING_PATH),
     ({"image": 7, "conversations": turns("<image>")}, damage.BAD_JSON),
+    ({"image": {"path": "images/0.png"}, "conversations": turns("<image>")}, damage.BAD_JSON),
+    ({"image": [["images/0.png"]], "conversations": turns("<image>")}, damage.BAD_JSON),
     ({"messages": chat({"type": "video", "video": "a.mp4"})}, damage.LINKED_VIDEO),
     ({"image": "https://example.org/a.png", "conversations": turns("<image>")}, damage.REMOTE_FILE),
 ]
@@ -123,13 +127,50 @@ def test_sizes_may_be_the_records_own_and_no_picture_is_touched(folder: Path):
         run(recipe(folder))
 
 
+@pytest.mark.parametrize("width", [0, -1, 2**31, 2.0, True, "2", [2, 2], None])
+def test_sizes_that_are_none_are_not_believed(folder: Path, width):
+    table = folder / "raw" / "told.jsonl"
+    table.write_text(json.dumps({**ROWS[0], "width": width}) + "\n")
+    run(recipe(folder, input=str(table), check_images=False))
+    assert read_index(links(folder / "linked")[0])["image_sizes"].to_pylist() == [[0, 0]]
+
+
+def test_told_sizes_follow_the_pictures_of_a_page(folder: Path):
+    infos = [{"image_name": f"images/{number}.png", "matched_text_index": 1 - number} for number in range(2)]
+    page = {"text_list": ["a", "b"], "image_info": infos, "width": [2, 3], "height": [4, 4]}
+    (folder / "raw" / "pages.jsonl").write_text(json.dumps(page) + "\n")
+    for check_images in (True, False):
+        changes = {"source": "pages", "input": str(folder / "raw" / "pages.jsonl"), "check_images": check_images}
+        run(recipe(folder, **changes))
+        assert read_index(links(folder / "linked")[0])["image_sizes"].to_pylist() == [[3, 4, 2, 4]]
+
+
+def test_what_is_remembered_of_a_bad_picture_does_not_hold_its_bytes(folder: Path):
+    from rebus.shards.sources import files
+
+    (folder / "raw" / "images" / "page.png").write_bytes(b"<html>" * 20_000)
+    files._probe_file.cache_clear()
+    found = files._probe_file(folder / "raw", "images/page.png")
+    assert isinstance(found, DamagedSampleError)
+    assert found.__traceback__ is found.__context__ is None
+
+
+def test_a_large_animation_is_noted_and_not_taken_for_a_picture(folder: Path):
+    from rebus.shards.sources import files
+
+    frames = [PIL.Image.effect_noise((400, 300), 90) for _ in range(2)]
+    frames[0].save(folder / "raw" / "images" / "moving.gif", save_all=True, append_images=frames[1:])
+    assert (folder / "raw" / "images" / "moving.gif").stat().st_size > 1.5 * files.HEAD_BYTES
+    assert files.probe_sizes(folder / "raw", "images/moving.gif") == (((400, 300),), (damage.ANIMATED,))
+
+
 def test_bad_rows_are_named_where_they_lie(folder: Path):
     table = folder / "raw" / "bad.json"
     lines = [json.dumps(ROWS[0]), *(json.dumps(row) for row, _ in BAD), '{"id": "x", ', json.dumps(ROWS[1])]
     table.write_text("[" + ",\n".join(lines) + "]")
     for check_images in (True, False):
         summary = run(recipe(folder, input=str(table), max_bad_share=0.9, check_images=check_images))
-        assert (summary.num_samples, summary.num_damaged) == (2, 6)
+        assert (summary.num_samples, summary.num_damaged) == (2, len(BAD) + 1)
         damages = [one for shard in links(folder / "linked") for one in read_quarantine(shard)]
         wanted = [reason for _, reason in BAD]
         assert [one.reason for one in damages] == [*wanted, damage.BAD_JSON]
@@ -157,7 +198,6 @@ def test_only_the_beginning_of_a_large_picture_is_read(folder: Path, monkeypatch
     import io
 
     import numpy as np
-    import PIL.Image
 
     from rebus.shards.sources import files
 

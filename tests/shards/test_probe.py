@@ -119,6 +119,41 @@ def test_oddities_have_names():
     assert probe_named(encode("WEBP", "RGB"), "jpg")[1] == (damage.WRONG_EXTENSION,)
 
 
+def animated(num_frames: int = 3) -> bytes:
+    frames = [PIL.Image.effect_noise((200, 150), 90 + number) for number in range(num_frames)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def test_a_picture_cut_anywhere_is_a_picture_or_damage():
+    """Pillow raises IndexError for a GIF that ends within its second frame."""
+    exif = PIL.Image.Exif()
+    exif[274] = 6
+    whole = [
+        animated(), tiff(*[PIL.Image.effect_noise((9, 9), 50)] * 2), encode("JPEG", "RGB", exif=exif),
+        encode("PNG", "RGB", icc_profile=b"x" * 200, exif=exif), encode("WEBP", "RGB", exif=exif),
+    ]  # fmt: skip
+    for data in whole:
+        refused = 0
+        for end in range(0, len(data), max(1, len(data) // 200)):
+            try:
+                for frame in frames_of(data[:end]):
+                    probe_named(frame, "")
+            except DamagedSampleError:
+                refused += 1
+        assert refused
+    with pytest.raises(DamagedSampleError, match=damage.UNREADABLE_IMAGE):
+        probe_named(animated()[: len(animated()) // 3 + 300], "gif")
+
+
+def test_looking_at_a_header_decodes_no_pixel():
+    data = bytearray(encode("PNG", "RGB", (64, 64), icc_profile=b"x" * 300))
+    data[data.index(b"IDAT") + 40] ^= 0xFF
+    assert quick_header(bytes(data)) is None
+    assert (read_header(bytes(data)).width, read_header(bytes(data)).height) == (64, 64)
+
+
 def tiff(*frames: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
     frames[0].save(buffer, "TIFF", save_all=True, append_images=list(frames[1:]))

@@ -6,16 +6,25 @@ import tarfile
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rebus.errors import DataError
+from rebus.errors import DataError, StrangerError
 from rebus.records import Damage, Image, Text
-from rebus.shards import members
+from rebus.shards import members, read
 from rebus.shards.index import SCHEMA, read_groups, write_index, write_tables
 from rebus.shards.link import Link, write_link
-from rebus.shards.read import _stretches, iterate, iterate_texts, open_index, read_index, read_sample
+from rebus.shards.read import (
+    _stretches,
+    iterate,
+    iterate_texts,
+    open_index,
+    read_index,
+    read_quarantine,
+    read_sample,
+)
 from rebus.shards.write import write_shard
 from rebus.storage import MAX_GAP, file_version
 from tiny_samples import tiny_picture
@@ -156,6 +165,45 @@ def test_a_json_that_no_caption_needs_costs_nothing_in_planning(tmp_path: Path):
     write_shard(tar, [("a", {"png": tiny_picture(), "txt": b"words", "json": json.dumps({"uid": uid}).encode()})])
     write_index(tar)
     assert [(sample.uid, sample.parts[1]) for _, sample in iterate_texts(tar)] == [(uid, Text("words"))]
+
+
+def test_planning_reads_the_caption_and_not_the_picture_beside_it(tmp_path: Path):
+    """img2dataset writes members in the order of their names: a PNG stands between json and txt."""
+    content = [("json", b"{}"), ("png", tiny_picture()), ("txt", b"words"), ("zip", bytes(9999))]
+    entries = [(f"{key}.{extension}", tarfile.REGTYPE, data) for key in "ab" for extension, data in content]
+    (tmp_path / "00000.tar").write_bytes(tar_bytes(entries, tarfile.USTAR_FORMAT))
+    write_index(tmp_path / "00000.tar")
+    assert read_index(tmp_path / "00000.tar")["text_length"].to_pylist() == [512 + len(b"words")] * 2
+    assert [sample.parts[1] for _, sample in iterate_texts(tmp_path / "00000.tar")] == [Text("words")] * 2
+
+
+def test_half_characters_are_damage_that_no_tokenizer_meets(tmp_path: Path):
+    turns = [{"from": "human", "value": "\ud83d?"}, {"from": "gpt", "value": "Yes. \U0001f600"}]
+    both = [json.dumps({"conversations": part}).encode() for part in (turns, [{**turns[0], "value": "?"}, turns[1]])]
+    write_shard(tmp_path / "00000.tar", [(f"{number}", {"json": one}) for number, one in enumerate(both)])
+    write_index(tmp_path / "00000.tar")
+    assert [(one.key, one.reason) for one in read_quarantine(tmp_path / "00000.tar")] == [("0", "bad UTF-8")]
+    assert [sample.parts[1].text for _, sample in iterate_texts(tmp_path / "00000.tar")] == ["Yes. \U0001f600"]
+
+
+def test_texts_that_carry_pictures_are_read_some_megabytes_at_a_time(shard: Path, monkeypatch):
+    wanted = list(iterate_texts(shard))
+    held = []
+    real = read.read_ranges
+    monkeypatch.setattr(read, "read_ranges", lambda *places: held.append(sum(places[2])) or real(*places))
+    monkeypatch.setattr(read, "MAX_SPAN", 4096)
+    assert list(iterate_texts(shard)) == wanted
+    assert len(held) > 5
+    assert max(held) <= 4096
+
+
+@pytest.mark.parametrize("version", [None, {"rebus_index": "1"}])
+def test_an_index_of_another_version_is_refused(shard: Path, version: dict | None):
+    table = read_index(shard)
+    pq.write_table(table.replace_schema_metadata(version), shard.with_suffix(".index.parquet"))
+    for reader in (read_index, open_index, lambda one: list(iterate(one)), lambda one: list(iterate_texts(one))):
+        with pytest.raises(StrangerError, match="Run `rebus shards` again"):
+            reader(shard)
 
 
 def linked_rows(folder: Path, records: list[dict | bytes]) -> Path:

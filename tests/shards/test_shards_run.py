@@ -102,16 +102,33 @@ def test_killed_anywhere_and_run_again_ends_with_the_same_bytes(folder: Path, mo
         assert {path: path.stat().st_mtime_ns for path in done} == stamps  # finished shards are not done again
 
 
+@pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("lost", ["00001.tar", "00001.index.parquet", "00001.quarantine.jsonl"])
-def test_an_output_lost_before_the_manifest_is_made_again(folder: Path, lost: str):
+def test_an_output_that_was_lost_is_made_again_and_no_other(folder: Path, lost: str, finished: bool):
     run(recipe(folder))
     out = folder / "out"
     wanted, manifest = contents(out), read_manifest(out, "shards")
+    stamp = (out / "00000.tar").stat().st_mtime_ns
     (out / lost).unlink()
-    (out / "manifest.json").unlink()
-    (out / ".building").write_text(manifest.fingerprint)
+    if not finished:
+        (out / "manifest.json").unlink()
+        (out / ".building").write_text(manifest.fingerprint)
     run(recipe(folder))
     assert contents(out) == wanted
+    assert (out / "00000.tar").stat().st_mtime_ns == stamp
+    assert read_manifest(out, "shards") == manifest
+
+
+def test_an_index_that_was_lost_in_place_is_made_again(tars: Path):
+    run(tars_recipe(tars, tars))
+    wanted = contents(tars)
+    index = tars / "00001.index.parquet"
+    index.write_bytes(b"damaged")
+    with pytest.raises(DataError, match="Delete it and run"):
+        run(tars_recipe(tars, tars))
+    index.unlink()
+    run(tars_recipe(tars, tars))
+    assert contents(tars) == wanted
 
 
 def test_workers_change_no_byte(folder: Path):
@@ -131,12 +148,11 @@ def test_up_to_date_is_left_alone_and_other_settings_build_anew(folder: Path):
 
 def test_bad_records_are_named_and_cost_themselves_alone(folder: Path):
     (folder / "secret.png").write_bytes(picture())
-    (folder / "raw" / "images" / "link.png").symlink_to(folder / "secret.png")
     good = [f'{{"file": "images/{number}.png", "caption": "c{number}"}}' for number in range(5)]
     bad = [
         ('{"file": "images/absent.png", "caption": "c"}', damage.MISSING_IMAGE),
         ('{"file": "../secret.png", "caption": "c"}', CLIMBING_PATH),
-        ('{"file": "images/link.png", "caption": "c"}', CLIMBING_PATH),
+        ('{"file": "images/../../secret.png", "caption": "c"}', CLIMBING_PATH),
         ('{"file": "images/1.png", "caption": "  "}', damage.EMPTY_CAPTION),
         ('{"file": "images/1.png"}', damage.MISSING_CAPTION),
         ('{"file": "images/1.png", "caption": "\\ud83d"}', damage.BAD_UTF8),
@@ -292,11 +308,6 @@ def test_what_is_odd_is_counted_and_shown(folder: Path, capsys):
     for wanted in ("usable samples", "23", "shards", "noted: CMYK", "damaged: missing image"):
         assert wanted in shown
     assert read_manifest(folder / "out", "shards").facts["notes"] == {damage.CMYK: 2}
-
-
-def test_out_inside_its_own_input_is_refused(folder: Path):
-    with pytest.raises(DataError, match="inside each other"):
-        run(recipe(folder, out=str(folder / "raw" / "out")))
 
 
 def test_tars_and_conversations_mix_in_one_shard(tmp_path: Path):

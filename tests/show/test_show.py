@@ -152,6 +152,19 @@ def test_cut_documents_and_attention_across_them_are_marked(tmp_path: Path, tiny
     assert dict(summarise(feed.plan).rows)["pieces of cut documents"] == str(feed.plan.table.num_rows)
 
 
+@pytest.mark.parametrize("across", [False, True])
+def test_what_opens_a_document_is_trained_on_where_one_precedes_it(plan: Path, tmp_path: Path, across: bool):
+    feed = open_feed(plan)
+    tokens = feed.plan.tokens.model_copy(update={"start_of_text": "<|im_start|>"})
+    out = tmp_path / "opened"
+    shards = [plan.parent / "shards"]
+    pack(PackRecipe(shards=shards, tokens=tokens, capacity=256, cross_document=across, out=out, num_workers=1))
+    view = view_pack(open_feed(out), 0)
+    opened = [one.pieces[0] for one in view.documents if isinstance(one.pieces[1], SlotView)]
+    assert len(opened) == 6
+    assert [piece.trained for piece in opened] == [across and piece.position > 0 for piece in opened]
+
+
 def luminance(colour: str) -> float:
     """WCAG 2.2, relative luminance."""
     channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]

@@ -184,7 +184,8 @@ def test_stop_ids(plain: Tokens, chatml: Tokens):
 
 def test_a_document_opens_with_the_token_that_the_model_was_trained_with(tiny_tokenizer_folder):
     config = TokensConfig(tokenizer=tiny_tokenizer_folder, start_of_text="<|im_start|>")
-    encoded = encode(sample_of(Text("red")), load_tokens(config))
-    plain = encode(sample_of(Text("red")), load_tokens(TokensConfig(tokenizer=tiny_tokenizer_folder)))
+    encoded = encode(sample_of(Image(9, 9), Text("red")), load_tokens(config))
+    plain = encode(sample_of(Image(9, 9), Text("red")), load_tokens(TokensConfig(tokenizer=tiny_tokenizer_folder)))
     assert encoded.ids.tolist() == [1, *plain.ids.tolist()]
-    assert encoded.trainable.tolist() == [False, *plain.trainable.tolist()]
+    assert encoded.trainable.tolist() == [True, *plain.trainable.tolist()], "where a document precedes it"
+    assert encoded.num_supervised == plain.num_supervised, "where none does"

@@ -16,9 +16,11 @@ from rebus.packs.run import run as pack
 from rebus.pictures import ImageConfig
 from rebus.records import Damage
 from rebus.tokens.config import TokensConfig
+from rebus.training import loop
 from rebus.training.config import TrainRecipe
 from rebus.training.damage import Tally, meet, open_quarantine, stop_above
 from rebus.training.loop import run
+from rebus.training.metrics import read_rows
 from tiny_samples import TinySample, tiny_picture, write_shards
 
 
@@ -92,3 +94,59 @@ def test_too_much_damage_stops_a_run_and_a_larger_budget_lets_it_go_on(tiny_way,
 def tally_of(recipe: TrainRecipe) -> dict:
     """Of the last state."""
     return json.loads((max((recipe.out / "states").iterdir()) / "meta.json").read_text())["tally"]
+
+
+def one_a_pack(folder: Path, language: Path, broken: set[int], number: int = 8) -> Path:
+    """A plan of so many documents, each in a pack of its own; the pictures of some are cut off behind their header."""
+    noise = np.random.default_rng(0).bytes(64)
+    whole, cut_off = tiny_picture(), tiny_picture(size=(200, 200))[:60] + noise
+    samples = [TinySample(f"a photo {i}", cut_off if i in broken else whole) for i in range(number)]
+    shards = write_shards(folder / "single_shards", samples)
+    tokens = TokensConfig(tokenizer=language, image=ImageConfig(size=32, tokens_per_side=2))
+    pack(PackRecipe(shards=[shards], tokens=tokens, capacity=12, out=folder / "single", num_workers=1))
+    return folder / "single"
+
+
+def test_a_step_of_nothing_but_damage_trains_nothing_and_the_run_goes_on(tiny_way, tmp_path: Path, monkeypatch):
+    plan = one_a_pack(tmp_path, tiny_way.language, {0, 3, 4})
+    settings = {"plan": str(plan), "epochs": 2, "steps": None, "packs_per_step": 1, "save_every": 1, "num_workers": 0}
+    calm = run(load_recipe(TrainRecipe, tiny_way.recipe("calm", **settings)))
+    assert len(read_rows(calm / "metrics.jsonl")) == 2 * 5
+    assert len((calm / "quarantine.jsonl").read_text().splitlines()) == 3
+    recipe = load_recipe(TrainRecipe, tiny_way.recipe("stopped", **settings))
+    write = loop.save
+    for stop in range(1, 16):  # before the first update, and behind each step
+
+        def save(this, done, progress, stop=stop):
+            write(this, done, progress)
+            if done == stop:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "save", save)
+            with pytest.raises(KeyboardInterrupt):
+                run(recipe)
+    assert [(row.step, row.loss) for row in read_rows(run(recipe) / "metrics.jsonl")] == [
+        (row.step, row.loss) for row in read_rows(calm / "metrics.jsonl")
+    ]
+    assert tally_of(recipe)["num_documents"] == 16
+
+
+def test_a_run_without_one_whole_document_makes_no_checkpoint(tiny_way, tmp_path: Path):
+    plan = one_a_pack(tmp_path, tiny_way.language, {0, 1}, number=2)
+    recipe = load_recipe(TrainRecipe, tiny_way.recipe("nothing", plan=str(plan), steps=2, packs_per_step=1))
+    with pytest.raises(DataError, match="nothing was trained: every document is damaged"):
+        run(recipe)
+    assert not (recipe.out / "manifest.json").exists()
+
+
+def test_documents_of_one_name_in_two_folders_are_both_listed(tiny_way, tmp_path: Path):
+    cut_off = tiny_picture(size=(200, 200))[:60] + np.random.default_rng(0).bytes(64)
+    samples = [TinySample("a photo", cut_off), TinySample("a photo", tiny_picture())]
+    folders = [write_shards(tmp_path / name, samples) for name in ("one", "two")]
+    tokens = TokensConfig(tokenizer=tiny_way.language, image=ImageConfig(size=32, tokens_per_side=2))
+    pack(PackRecipe(shards=folders, tokens=tokens, capacity=96, out=tmp_path / "both", num_workers=1))
+    recipe = load_recipe(TrainRecipe, tiny_way.recipe("run", plan=str(tmp_path / "both"), steps=1, packs_per_step=1))
+    run(recipe)
+    lines = [json.loads(line) for line in (recipe.out / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(line["shard"] for line in lines) == [str(folder / "00000.tar") for folder in folders]

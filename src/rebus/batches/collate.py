@@ -83,8 +83,8 @@ def _stack(arrays: Sequence[np.ndarray], image_shape: tuple[int, ...], image: Im
     shape = image_shape if image is None else (*image_shape[1:], image_shape[0])
     stacked = np.empty((len(arrays), *shape), dtype=np.float32 if image is None else np.uint8)
     for number, array in enumerate(arrays):
-        if array.shape != image_shape:
-            raise ValueError(f"image {number} is {array.shape}, not {image_shape}.")
+        if (array.shape, array.dtype) != (image_shape, stacked.dtype):
+            raise ValueError(f"image {number} is {array.dtype} {array.shape}, not {stacked.dtype} {image_shape}.")
         stacked[number] = array if image is None else array.transpose(1, 2, 0)
     return torch.from_numpy(stacked if image is None else stacked.transpose(0, 3, 1, 2))
 

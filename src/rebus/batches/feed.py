@@ -10,7 +10,7 @@ import numpy as np
 from rebus.batches.batch import Batch
 from rebus.batches.collate import Document, collate
 from rebus.batches.indexes import Indexes
-from rebus.errors import DataError
+from rebus.errors import DataError, UnreachableError
 from rebus.packs.plan import Plan, Reference, open_plan
 from rebus.pictures import ImageConfig, prepare_pixels
 from rebus.records import Damage, Image
@@ -101,19 +101,24 @@ def load_document(feed: Feed, reference: Reference) -> Document | Damage:
 
 
 def _read(feed: Feed, reference: Reference) -> "_Undecoded | Damage":
-    """A document read and tokenised, its pictures not yet decoded."""
+    """A document read and tokenised, its pictures not yet decoded.
+
+    Raises: UnreachableError: storage that is down damages no sample, and a run that stops goes on exactly.
+    """
     index, shard = feed.indexes.open(reference.shard), reference.shard
     if reference.row >= index.num_samples:
-        return Damage(shard.name, reference.uid, -1, "not in the index", f"row {reference.row}")
+        return Damage(str(shard), reference.uid, -1, "not in the index", f"row {reference.row}")
     place = index.place(reference.row)
     try:
         sample = read_sample(shard, place, index.link, feed.cache)
         encoded = encode(reference.cut(sample), feed.tokens)
         _check_count(encoded, reference)
     except UnusableSample as error:
-        return Damage(shard.name, place["key"], place["offset"], error.reason, error.detail)
+        return Damage(str(shard), place["key"], place["offset"], error.reason, error.detail)
+    except UnreachableError:
+        raise
     except DataError as error:
-        return Damage(shard.name, place["key"], place["offset"], UNREADABLE, str(error))
+        return Damage(str(shard), place["key"], place["offset"], UNREADABLE, str(error))
     return _Undecoded(encoded, reference, place["key"], place["offset"])
 
 
@@ -123,7 +128,7 @@ def _prepare(feed: Feed, found: "_Undecoded | Damage") -> Document | Damage:
     try:
         arrays = tuple(feed.preparation.function(image) for image in found.encoded.images)
     except ValueError as error:
-        return Damage(found.reference.shard.name, found.key, found.offset, UNDECODABLE_IMAGE, str(error))
+        return Damage(str(found.reference.shard), found.key, found.offset, UNDECODABLE_IMAGE, str(error))
     return Document(found.encoded, arrays, found.reference.uid, found.key)
 
 
@@ -145,6 +150,8 @@ def plan_images(feed: Feed) -> Iterator[Image]:
             try:
                 sample = read_sample(reference.shard, index.place(reference.row), index.link, feed.cache)
                 yield from reference.cut(sample).images
+            except UnreachableError:
+                raise
             except DataError:
                 continue
 

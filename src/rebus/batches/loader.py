@@ -37,7 +37,7 @@ def iterate_batches(
     packs_per_step: over all ranks. packs_per_batch: packs laid into one micro-batch. num_workers: threads that build;
     0 builds in the caller's own, when it asks. prefetch: steps built ahead of the one asked for. pin: puts batches
     where a GPU copies them from while it computes. An error in a thread is raised at the step that it belongs to.
-    Ending the iteration, by exception or Ctrl-C too, stops the threads: they finish the document they are at.
+    Ending the iteration, by exception or Ctrl-C too, stops the threads: they finish the batch they are at.
 
     Raises: ConfigError where the ranks would get unequal numbers of micro-batches.
     """

@@ -54,10 +54,9 @@ def num_steps_for(epochs: float, *, num_packs: int, packs_per_step: int) -> int:
 
 def packs_between(first: int, end: int, num_packs: int, seed: int, blocks: np.ndarray | None = None) -> np.ndarray:
     """The packs at places first to end of the endless row, int64."""
-    epochs = range(first // num_packs, -(-end // num_packs))
-    rows = [permutation(epoch, num_packs, seed, blocks) for epoch in epochs]
-    start = epochs.start * num_packs
-    return np.concatenate(rows)[first - start : end - start]
+    starts = range(first // num_packs * num_packs, end, num_packs)
+    rows = ((start, permutation(start // num_packs, num_packs, seed, blocks)) for start in starts)
+    return np.concatenate([row[max(0, first - start) : end - start] for start, row in rows])
 
 
 def permutation(epoch: int, num_packs: int, seed: int, blocks: np.ndarray | None = None) -> np.ndarray:

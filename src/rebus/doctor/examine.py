@@ -2,30 +2,39 @@
 
 import functools
 import importlib
+import itertools
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rebus.config import Place
 from rebus.engine import list_shards, map_shards
-from rebus.errors import DataError
+from rebus.errors import DataError, UnreachableError
 from rebus.records import Damage
 from rebus.shards.assemble import Assembled, assemble
+from rebus.shards.config import ShardsRecipe
 from rebus.shards.damage import DamagedSampleError
 from rebus.shards.index import UNREADABLE_TAR, judge_groups, quarantine_path
 from rebus.shards.link import read_link
-from rebus.shards.pages import is_page
+from rebus.shards.linking import trust_sizes
 from rebus.shards.read import read_index, read_quarantine, read_sample, undecodable
+from rebus.shards.run import recipe_of
+from rebus.shards.sources.meta import read_meta
 from rebus.shards.sources.pieces import Piece
-from rebus.shards.sources.tables import find_pieces, read_piece
+from rebus.shards.sources.tars import list_tars
+from rebus.storage import is_remote
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
 SHARDS = (".tar", ".link")
 ROWS_PER_PIECE = 1000
 CHANGED = "changed since it was indexed"
 MAX_NOTED = 100  # pointers for each oddity of a shard; all are counted
+
+Outcome = tuple[str, int, Damage | Assembled]
+"""Key, offset (-1: none) and what a sample is."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +63,25 @@ class Findings:
         return self.num_good + len(self.damaged)
 
 
-def examine(path: Path, root: Path, num_workers: int) -> Findings:
-    """path: a shard, a folder of shards, or a table whose pictures lie under `root`. Raises: DataError."""
-    if not path.exists():
-        raise DataError(f"nothing at {path}. Give a shard (.tar, .link), a folder of them, or a table of samples.")
-    if path.is_dir() or path.suffix in SHARDS:
-        shards = list_shards(path) if path.is_dir() else [path]
-        parts = map_shards(examine_shard, shards, description="examine", num_workers=num_workers)
-    elif path.suffix.lower() in TABLES:
-        function = functools.partial(examine_piece, root=root, source=find_source(path))
-        pieces = find_pieces(path, ROWS_PER_PIECE)
-        parts = map_shards(function, pieces, description="examine", num_workers=num_workers)
+def examine(recipe: ShardsRecipe) -> Findings:
+    """Reads all that the recipe would make shards of, and writes nothing. Raises: DataError."""
+    if recipe.root is not None and not recipe.root.is_dir():
+        raise DataError(f"no folder at {recipe.root}. `root` is the folder that picture paths start from.")
+    if recipe.source == "meta":
+        return _sum([examine(recipe_of(recipe, one)) for one in read_meta(recipe.table)])
+    function: Callable[[Any], Findings] = examine_shard
+    if recipe.source == "tars":
+        items: Iterable[Any] = _shards_of(recipe.input)
     else:
-        raise DataError(f"{path} is neither a shard ({', '.join(SHARDS)}) nor a table ({', '.join(TABLES)}).")
+        function = functools.partial(examine_piece, recipe=recipe)
+        items = _source(recipe).find_pieces(recipe.table, ROWS_PER_PIECE)
+    parts = map_shards(function, items, description="examine", num_workers=recipe.num_workers)
+    if not parts:
+        raise DataError(f"{recipe.input} holds no record.")
+    return _sum(parts)
+
+
+def _sum(parts: list[Findings]) -> Findings:
     return Findings(
         sum(part.num_good for part in parts),
         tuple(one for part in parts for one in part.damaged),
@@ -75,33 +90,29 @@ def examine(path: Path, root: Path, num_workers: int) -> Findings:
     )
 
 
-def find_source(table: Path) -> str:
-    """The source that reads the rows of a table, by the fields of its first whole row. Raises: DataError."""
-    for piece in find_pieces(table, ROWS_PER_PIECE):
-        for _, record in read_piece(piece):
-            if isinstance(record, dict):
-                return _source_of(table, record)
-    raise DataError(f"{table} holds no whole row.")
+def _shards_of(input: Place) -> list[Place]:
+    """One tar or link, those of a folder, or the tars behind a URL."""
+    if is_remote(input):  # one tar is not listed: that takes a right of its own, and plain HTTP has no listings
+        return [input] if str(input).endswith(".tar") else [*list_tars(input)]
+    return [input] if Path(input).is_file() else [*list_shards(Path(input))]
 
 
-def _source_of(table: Path, record: dict[str, Any]) -> str:
-    if is_page(record):
-        return "pages"
-    if "conversations" in record or "messages" in record:
-        return "conversations"
-    if {"file", "caption"} <= set(record):
-        return "pairs"
-    wanted = "`texts` or `text_list` (pages), `conversations` or `messages`, or `file` and `caption` (pairs)"
-    raise DataError(f"{table}: its rows have {', '.join(map(str, record))}; {wanted} are known.")
+def _source(recipe: ShardsRecipe) -> Any:
+    return importlib.import_module(f"rebus.shards.sources.{recipe.source}")
 
 
-def examine_shard(shard: Path) -> Findings:
-    """One tar, or what a link names. An index is not needed for a tar."""
-    if read_link(shard).layout == "rows":
-        outcomes = _outcomes_of_rows(shard)
-    else:
-        outcomes = ((group.key, group.offset, outcome) for group, outcome in judge_groups(shard))
-    return _gather(shard, shard.name, [*_left_out_before(shard)], outcomes)
+def opens_pictures(recipe: ShardsRecipe) -> bool:
+    """False where a recipe of linked rows asks for none to be opened."""
+    return recipe.check_images or not recipe.link or recipe.source == "tars"
+
+
+def examine_shard(shard: Place) -> Findings:
+    """One tar, on disk or behind a URL, or what a link names. An index is not needed for a tar."""
+    if is_remote(shard):
+        return _gather(shard, [], _outcomes_of_tar(shard))
+    path = Path(shard)
+    is_rows = read_link(path).layout == "rows"
+    return _gather(path, [*_left_out_before(path)], _outcomes_of_rows(path) if is_rows else _outcomes_of_tar(path))
 
 
 def _left_out_before(shard: Path) -> Iterator[Damage]:
@@ -110,7 +121,12 @@ def _left_out_before(shard: Path) -> Iterator[Damage]:
         yield from (one for one in read_quarantine(shard) if one.offset < 0 and one.reason != UNREADABLE_TAR)
 
 
-def _outcomes_of_rows(shard: Path) -> Iterator[tuple[str, int, Damage | Assembled]]:
+def _outcomes_of_tar(shard: Place) -> Iterator[Outcome]:
+    for group, outcome in judge_groups(shard):
+        yield group.key, group.offset, outcome
+
+
+def _outcomes_of_rows(shard: Path) -> Iterator[Outcome]:
     for damage in read_quarantine(shard):
         if damage.offset >= 0:
             yield damage.key, damage.offset, damage
@@ -119,43 +135,49 @@ def _outcomes_of_rows(shard: Path) -> Iterator[tuple[str, int, Damage | Assemble
         try:
             notes = tuple(note for note in row["notes"].split(", ") if note)
             yield row["key"], row["offset"], Assembled(row["kind"], read_sample(shard, row, link), notes)
+        except UnreachableError:
+            raise
         except DataError as error:
             yield row["key"], row["offset"], Damage(shard.name, row["key"], row["offset"], CHANGED, str(error))
 
 
-def examine_piece(piece: Piece, *, root: Path, source: str) -> Findings:
-    """A stretch of a table's rows."""
-    table = Path(piece.file)
-    build = importlib.import_module(f"rebus.shards.sources.{source}").build
-    offsets = piece.offsets.tolist() if piece.offsets is not None else [-1] * piece.num_rows
+def examine_piece(piece: Piece, *, recipe: ShardsRecipe) -> Findings:
+    """A stretch of a source's records."""
+    module = _source(recipe)
+    records = module.read_piece(piece, recipe.tokenizer) if recipe.tokenizer else module.read_piece(piece)
+    offsets = itertools.repeat(-1) if piece.offsets is None else piece.offsets.tolist()
 
     def judge(key: str, offset: int, record: dict[str, Any] | DamagedSampleError) -> Damage | Assembled:
         try:
             if isinstance(record, DamagedSampleError):
                 raise record
-            return assemble(key, table.name, build(record, root))
+            return _assemble(recipe, module, key, record)
         except DamagedSampleError as error:
-            return Damage(table.name, key, offset, error.reason, error.detail)
+            return Damage(Path(piece.file).name, key, offset, error.reason, error.detail)
 
-    rows = zip(offsets, read_piece(piece), strict=True)
-    outcomes = ((key, offset, judge(key, offset, record)) for offset, (key, record) in rows)
-    return _gather(table, table.name, [], outcomes, by_offset=True)
+    places = zip(offsets, records, strict=False)  # only tables have an offset a record
+    outcomes = ((key, offset, judge(key, offset, record)) for offset, (key, record) in places)
+    return _gather(Path(piece.file), [], outcomes, decode=opens_pictures(recipe))
 
 
-def _gather(
-    path: Path,
-    name: str,
-    damages: list[Damage],
-    outcomes: Iterable[tuple[str, int, Damage | Assembled]],
-    *,
-    by_offset: bool = False,
-) -> Findings:
-    """Decodes what is whole and makes a pointer for each finding. by_offset: keys name nothing that lies there."""
+def _assemble(recipe: ShardsRecipe, module: Any, key: str, record: dict[str, Any]) -> Assembled:
+    """What the recipe makes of a record. Raises: DamagedSampleError."""
+    if recipe.link:
+        metadata, names = module.survey(record)  # refuses what only converting can take: videos
+        if not recipe.check_images:
+            images, _ = trust_sizes(record, names)
+            return assemble(key, recipe.table.name, {}, metadata=metadata, images=images)
+    return assemble(key, recipe.table.name, module.build(record, recipe.image_root))
+
+
+def _gather(path: Place, damages: list[Damage], outcomes: Iterable[Outcome], *, decode: bool = True) -> Findings:
+    """Decodes what is whole and makes a pointer for each finding."""
+    name = Path(path).name
     keys, odd = Counter(damage.key for damage in damages), Counter[str]()
     num_good, noted = 0, []
     for key, offset, outcome in outcomes:
         keys[key] += 1
-        damage = outcome if isinstance(outcome, Damage) else undecodable(Path(name), offset, outcome.sample)
+        damage = _judge(name, offset, outcome, decode)
         if damage is not None:
             damages.append(damage)
             continue
@@ -165,23 +187,29 @@ def _gather(
         noted += [Damage(name, key, offset, note) for note in outcome.notes if odd[note] <= MAX_NOTED]
 
     def finding(one: Damage) -> Finding:
-        is_named = keys[one.key] == 1 and one.key.isprintable() and not by_offset
-        return Finding(
-            str(path),
-            one.key,
-            one.offset,
-            one.reason,
-            one.detail,
-            pointer(path, one.key if is_named else "", one.offset),
-        )
+        known = one.key if keys[one.key] == 1 and one.key.isprintable() else ""
+        return Finding(str(path), one.key, one.offset, one.reason, one.detail, pointer(path, known, one.offset))
 
     return Findings(num_good, tuple(map(finding, damages)), odd, tuple(map(finding, noted)))
 
 
-def pointer(path: Path, key: str, offset: int) -> str:
-    """The command that shows a sample: by its key, or where it has none of its own by the byte that it begins at."""
-    shard = shlex.quote(str(path))
-    if key:
+def _judge(name: str, offset: int, outcome: Damage | Assembled, decode: bool) -> Damage | None:
+    if isinstance(outcome, Damage):
+        return outcome
+    return undecodable(Path(name), offset, outcome.sample) if decode else None
+
+
+def pointer(path: Place, key: str, offset: int) -> str:
+    """The command that shows a sample: by its key, or where it has none of its own by the byte that it begins at.
+
+    Empty for what `rebus show` does not open: whatever lies behind a URL, in parquet or in packs.
+    """
+    suffix = Path(path).suffix
+    is_shard = suffix in SHARDS
+    if is_remote(path) or not (is_shard or (suffix.lower() in TABLES and offset >= 0)):
+        return ""
+    shown = f"rebus show {shlex.quote(str(path))}"
+    if is_shard and key:
         name = shlex.quote(key)
-        return f"rebus show {shard} --sample{'=' if name.startswith('-') else ' '}{name}"
-    return f"rebus show {shard} --at {offset}" if offset >= 0 else f"rebus show {shard}"
+        return f"{shown} --sample{'=' if name.startswith('-') else ' '}{name}"
+    return f"{shown} --at {offset}" if offset >= 0 else shown

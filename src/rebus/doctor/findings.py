@@ -5,10 +5,12 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from rebus.doctor.examine import Findings
+from rebus.config import Place
+from rebus.doctor.examine import Finding, Findings, opens_pictures
 from rebus.fingerprint import write_atomically
 from rebus.log import output, printable, say, show_table
 from rebus.shards import damage, index, members
+from rebus.shards.config import ShardsRecipe
 
 MAX_SHOWN = 50  # damaged samples in full; the count by reason covers all
 
@@ -32,11 +34,12 @@ KEPT = {
     damage.NO_JSON: "its uid is a hash",
     damage.WRONG_EXTENSION: "read as what it is",
     damage.EXIF_ROTATED: "turned upright",
+    damage.ANSWER_FIRST: "what nobody asked for is left out",
 }
 """What happens to a sample that is odd and used."""
 
 
-def print_findings(path: Path, findings: Findings, json_out: Path | None) -> None:
+def print_findings(recipe: ShardsRecipe, path: Place, findings: Findings, json_out: Path | None) -> None:
     """The table by reason, then where each damaged sample is."""
     total = findings.num_samples
     reasons = Counter(one.reason for one in findings.damaged).most_common()
@@ -46,8 +49,7 @@ def print_findings(path: Path, findings: Findings, json_out: Path | None) -> Non
     usable = ("usable", f"{findings.num_good:,}", _share(findings.num_good, total), "")
     show_table(f"samples: {path}", ["", "number", "share", "what happens to it"], [usable, *rows])
     for one in findings.damaged[:MAX_SHOWN]:
-        what = f"{one.reason}: {one.detail}" if one.detail else one.reason
-        output.print(f"{one.pointer}  # {printable(what)}", markup=False, highlight=False, soft_wrap=True)
+        output.print(_line(one), markup=False, highlight=False, soft_wrap=True)
     if len(findings.damaged) > MAX_SHOWN:
         where = json_out or "--json FILE"
         say(f"and {len(findings.damaged) - MAX_SHOWN:,} more, all in {where}")
@@ -56,10 +58,19 @@ def print_findings(path: Path, findings: Findings, json_out: Path | None) -> Non
     else:
         odd = ", the odd ones among them too" if findings.odd else ""
         say(f"all {findings.num_good:,} samples are good{odd}")
+    if not opens_pictures(recipe):
+        say("no picture was opened, since the recipe says `check_images: false`: missing and broken ones are not found")
 
 
-def write_findings(target: Path, path: Path, findings: Findings) -> None:
-    """Every damaged sample, and of each oddity the first of every shard, with the command that shows it."""
+def _line(one: Finding) -> str:
+    """The command that shows it, or where there is none its place; then what is wrong."""
+    place = f", byte {one.offset}" if one.offset >= 0 else ""
+    where = one.pointer or printable(f"{one.shard}, {one.key or 'no key'}{place}")
+    return f"{where}  # {printable(f'{one.reason}: {one.detail}' if one.detail else one.reason)}"
+
+
+def write_findings(target: Path, path: Place, findings: Findings) -> None:
+    """Every damaged sample, and of each oddity the first of every shard, with the command that shows it, if any."""
     body = {
         "data": str(path),
         "num_samples": findings.num_samples,

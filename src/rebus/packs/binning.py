@@ -95,16 +95,17 @@ def _one_by_one(lengths: list[int], capacity: int) -> list[int]:
     """The pack of each document. lengths: decreasing. The rooms that packs have left are kept sorted."""
     least = lengths[-1] if lengths else 0
     rooms: list[int] = []
-    open_packs: list[list[int]] = [[] for _ in range(capacity + 1)]  # by what is left of them
+    open_packs: dict[int, list[int]] = {}  # by what is left of them
     placed: list[int] = []
     num_packs = 0
     for length in lengths:
         place = bisect_left(rooms, length)
         if place < len(rooms):
             room = rooms[place]
-            pack = open_packs[room].pop()
-            if not open_packs[room]:
-                del rooms[place]
+            alike = open_packs[room]
+            pack = alike.pop()
+            if not alike:
+                del rooms[place], open_packs[room]
         elif length <= capacity:
             room, pack, num_packs = capacity, num_packs, num_packs + 1
         else:
@@ -113,9 +114,11 @@ def _one_by_one(lengths: list[int], capacity: int) -> list[int]:
         placed.append(pack)
         room -= length
         if room >= least:  # else nothing can follow
-            if not open_packs[room]:
+            if room in open_packs:
+                open_packs[room].append(pack)
+            else:
                 insort(rooms, room)
-            open_packs[room].append(pack)
+                open_packs[room] = [pack]
     return placed
 
 

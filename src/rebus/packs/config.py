@@ -13,12 +13,13 @@ from rebus.tokens.config import TokensConfig
 class ShardsFolder(Config):
     """A folder of shards and how often its documents come in an epoch.
 
-    repeat: 2.5 is every document twice and a seeded half of them once more; 0.1 is a seeded tenth. weight: instead,
-    the folder's share of an epoch's documents, against the other weights; an epoch keeps as many documents as there
-    are.
+    selection: what `rebus select` made of the folder; none keeps all samples. repeat: 2.5 is every document twice and a
+    seeded half of them once more; 0.1 is a seeded tenth. weight: instead, the folder's share of an epoch's documents,
+    against the other weights; an epoch keeps as many documents as there are.
     """
 
     folder: Path
+    selection: Path | None = None
     repeat: float | None = Field(default=None, gt=0)
     weight: float | None = Field(default=None, gt=0)
 
@@ -48,9 +49,9 @@ class CostConfig(Config):
 
 
 class PackRecipe(Config):
-    """shards: folders that `rebus shards` made, each a path or {folder, repeat} or {folder, weight}, or a mixture.json
+    """shards: folders that `rebus shards` made, each a path or {folder, selection, repeat or weight}, or a mixture.json
     that lists them. resample: `sqrt` gives each folder a share of the epoch as the square root of its documents.
-    selection: what `rebus select` made of the one folder; none keeps all samples.
+    selection: of the folder, where `shards` is one path.
 
     holdout: share of the samples kept for validation; a hash of uid and holdout_seed decides, so that a sample is on
     the same side in every mixture. part: which side this plan is of.
@@ -58,9 +59,9 @@ class PackRecipe(Config):
     capacity: positions of a pack, image positions included. max_images_per_pack, max_patches_per_pack: bound the
     tower's work on a pack. oversize: documents longer than a pack or than tokens.max_tokens are refused, or cut
     between their parts (packs.cutting).
-    block_shards: packs hold documents of one block of that many consecutive shards, so that reading stays nearly
-    sequential; none mixes all. cross_document: attention and positions run through the whole pack, as Open-Qwen2VL
-    was trained. cost: what packs are balanced by.
+    block_shards: packs hold documents of one block of that many shards (where there are several folders, each by its
+    share), so that reading stays nearly sequential; none mixes all. cross_document: attention and positions run
+    through the whole pack, as Open-Qwen2VL was trained. cost: what packs are balanced by.
     max_bad_share: share of the samples that may be unusable (too long, nothing to train on) before the stage stops.
     """
 

@@ -47,7 +47,8 @@ class _Contents:
 
     def of(self, pack: int) -> list[int]:
         if pack not in self.seen:
-            start, end = np.searchsorted(self.packs, (pack, pack + 1))
+            bounds = np.array((pack, pack + 1), self.packs.dtype)  # of another type, numpy would copy all packs first
+            start, end = np.searchsorted(self.packs, bounds)
             self.seen[pack] = self.document[start:end].tolist()
         return self.seen[pack]
 

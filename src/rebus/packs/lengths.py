@@ -34,13 +34,12 @@ Item = TypeVar("Item")
 class Counting:
     """What is counted, and what is left out. limits: of a document. cut: those beyond them, instead of refusing them.
 
-    selected: count only the rows that `write_kept_rows` wrote for the shard. holdout, seed, part: see PackRecipe.
+    Of shards that `write_kept_rows` wrote rows for, only these count. holdout, seed, part: see PackRecipe.
     """
 
     tokens: TokensConfig
     limits: Limits
     cut: bool = False
-    selected: bool = False
     holdout: float = 0.0
     holdout_seed: int = 0
     part: Literal["train", "heldout"] = "train"
@@ -98,7 +97,7 @@ def length_table(out: Path, shard: Path) -> Path:
 
 
 def damage_line(damage: Damage) -> str:
-    return json.dumps(asdict(damage), ensure_ascii=False)
+    return json.dumps(asdict(damage))  # ASCII: a key may hold what some readers take for the end of a line
 
 
 def write_kept_rows(selection: Path, out: Path, shards: Sequence[Path]) -> None:
@@ -147,7 +146,8 @@ def _rows_path(out: Path, shard: Path) -> Path:
 
 def _rows_to_count(index: Index, counting: Counting, out: Path) -> tuple[np.ndarray, int]:
     """The rows of this plan's side of the split, int [n] in order, and how many are on the other side."""
-    rows = np.load(_rows_path(out, index.shard)) if counting.selected else np.arange(index.num_samples)
+    kept = _rows_path(out, index.shard)
+    rows = np.load(kept) if kept.is_file() else np.arange(index.num_samples)
     if counting.holdout == 0:
         return rows, 0
     held = is_held_out(_parse_uids(index)[rows], counting.holdout, counting.holdout_seed)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,8 +14,11 @@ from rebus.errors import ConfigError
 from rebus.packs.config import ShardsFolder
 
 
-def list_folders(entries: Sequence[Path | ShardsFolder]) -> list[ShardsFolder]:
-    """The folders that a recipe names; a path to a JSON file stands for those that it lists, relative to here."""
+def list_folders(entries: Sequence[Path | ShardsFolder], selection: Path | None = None) -> list[ShardsFolder]:
+    """The folders that a recipe names; a path to a JSON file stands for those that it lists, relative to here.
+
+    selection: of the one folder. Raises: ConfigError where it could be of another, or weights are missing.
+    """
     folders: list[ShardsFolder] = []
     for entry in entries:
         if isinstance(entry, ShardsFolder):
@@ -26,7 +30,28 @@ def list_folders(entries: Sequence[Path | ShardsFolder]) -> list[ShardsFolder]:
     weighted = sum(one.weight is not None for one in folders)
     if weighted not in (0, len(folders)):
         raise ConfigError(f"{weighted} of {len(folders)} folders have a `weight`: give one to each, or to none.")
-    return folders
+    doubled = [one for one, number in Counter(one.folder.resolve() for one in folders).items() if number > 1]
+    if doubled:
+        raise ConfigError(f"{doubled[0]} stands twice in `shards:`. Name it once, with `repeat: 2`.")
+    if selection is None:
+        return folders
+    if len(folders) > 1 or folders[0].selection is not None:
+        raise ConfigError(
+            f"`selection: {selection}` goes with one shards folder, but `shards:` names {len(folders)}. Give each its "
+            "own: `shards: [{folder: ..., selection: ...}]`."
+        )
+    return [folders[0].model_copy(update={"selection": selection})]
+
+
+def shard_blocks(num_shards: Sequence[int], per_block: int | None) -> np.ndarray:
+    """The block of each shard, int32. num_shards: of each folder; per_block: None puts all in one.
+
+    Folders are interleaved in proportion to their shards, so that every block holds its share of each: a mixture
+    stays mixed at every moment of an epoch.
+    """
+    places = np.concatenate([(np.arange(number) + 0.5) / number for number in num_shards])
+    rank = np.argsort(np.argsort(places, kind="stable"), kind="stable")
+    return (rank // (per_block or len(rank))).astype(np.int32)
 
 
 def _read_mixture(path: Path) -> list[ShardsFolder]:

@@ -100,7 +100,8 @@ def best_fit_patches(
     order: np.ndarray | None = None,
 ) -> np.ndarray:
     """Longest document first, each into a pack with room for its tokens, images and patches. See binning."""
-    limit = capacity if max_images is None else max_images  # an image takes a token at least
+    limit = capacity if max_images is None else min(max_images, capacity)  # an image takes a token at least
+    max_patches = min(max_patches, int(num_patches.sum(dtype=np.int64)))
     open_packs = _OpenPacks(capacity, limit, max_patches)
     packs = np.full(len(lengths), NOT_PLACED, dtype=np.int32)
     order = decreasing([lengths, num_patches], order)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from rebus.config import dump_recipe
 from rebus.engine import list_shards, map_shards
-from rebus.errors import ConfigError, DataError, StrangerError
+from rebus.errors import DataError, StrangerError
 from rebus.fingerprint import (
     Manifest,
     is_current,
@@ -28,7 +29,7 @@ from rebus.packs.config import PackRecipe, ShardsFolder
 from rebus.packs.copies import separate_copies
 from rebus.packs.cutting import Limits
 from rebus.packs.lengths import Counting, Lengths, count_shard, read_lengths, uid_array, write_kept_rows
-from rebus.packs.mixture import expand, folder_repeats, list_folders
+from rebus.packs.mixture import expand, folder_repeats, list_folders, shard_blocks
 from rebus.packs.plan import PLAN_FILE, SCHEMA, VERSION, pack_costs, write_plan
 from rebus.packs.summary import SUMMARY_FILE, PackSummary, plan_facts, read_summary, report, summarise
 from rebus.tokens.tokenizer import load_tokens, tokens_fingerprint
@@ -59,7 +60,7 @@ def run(recipe: PackRecipe) -> PackSummary:
     Raises: DataError where nothing is left to pack or too much is unusable; StrangerError where the selection was made
     of other shards.
     """
-    folders = list_folders(recipe.shards)
+    folders = list_folders(recipe.shards, recipe.selection)
     wanted = _manifest(recipe, folders)
     if is_current(recipe.out, wanted):
         say(f"{recipe.out} is up to date")
@@ -68,7 +69,7 @@ def run(recipe: PackRecipe) -> PackSummary:
     prepare_out(recipe.out, wanted)
     by_folder = [list_shards(one.folder) for one in folders]
     shards = [shard for listed in by_folder for shard in listed]
-    lengths, bad_lines = _count(recipe, shards)
+    lengths, bad_lines = _count(recipe, folders, by_folder)
     _stop_if_too_bad(recipe, lengths, bad_lines)
     packing = pack_documents(recipe, lengths, folders, [len(listed) for listed in by_folder])
     write_plan(recipe.out, _plan_rows(lengths, packing))
@@ -85,21 +86,20 @@ def run(recipe: PackRecipe) -> PackSummary:
 
 def _manifest(recipe: PackRecipe, folders: Sequence[ShardsFolder]) -> Manifest:
     inputs = {f"shards/{i}": read_manifest(one.folder, "shards").fingerprint for i, one in enumerate(folders)}
-    if recipe.selection is not None:
-        inputs["selection"] = _check_selection(recipe.selection, folders, inputs["shards/0"])
-    shares = [one.model_dump(mode="json", exclude={"folder"}) for one in folders]
+    for i, one in enumerate(folders):
+        if one.selection is not None:
+            inputs[f"selection/{i}"] = _check_selection(one.selection, one.folder, inputs[f"shards/{i}"])
+    shares = [one.model_dump(mode="json", exclude={"folder", "selection"}) for one in folders]
     made_by = {"version": VERSION, "shares": shares, **recipe.model_dump(mode="json", include=set(SHAPING))}
     return Manifest("plan", {**made_by, "tokens": tokens_fingerprint(recipe.tokens)}, inputs)
 
 
-def _check_selection(path: Path, folders: Sequence[ShardsFolder], shards: str) -> str:
+def _check_selection(path: Path, folder: Path, shards: str) -> str:
     """A selection names shards by file name alone, so it must be of exactly the folder that is packed."""
-    if len(folders) > 1:
-        raise ConfigError(f"`selection: {path}` goes with one shards folder, but `shards:` names {len(folders)}.")
     selection = read_manifest(path, "selection")
     if shards not in selection.inputs.values():
         raise StrangerError(
-            f"{path} was made of other shards than {folders[0].folder}: it knows {selection.inputs}, the "
+            f"{path} was made of other shards than {folder}: it knows {selection.inputs}, the "
             f"shards are {shards}. Select again: `rebus select`."
         )
     return selection.fingerprint
@@ -109,22 +109,25 @@ def _limits(recipe: PackRecipe, num_tokens: int) -> Limits:
     return Limits(num_tokens, recipe.max_images_per_pack, recipe.max_patches_per_pack)
 
 
-def _count(recipe: PackRecipe, shards: Sequence[Path]) -> tuple[Lengths, list[str]]:
-    """Lengths of all documents, and the unusable samples as lines of JSON."""
+def _count(
+    recipe: PackRecipe, folders: Sequence[ShardsFolder], by_folder: Sequence[Sequence[Path]]
+) -> tuple[Lengths, list[str]]:
+    """Lengths of all documents, and the unusable samples as lines of JSON. by_folder: the shards of each folder."""
     out = recipe.out / LENGTHS
     out.mkdir(exist_ok=True)
-    if recipe.selection is not None:
-        write_kept_rows(recipe.selection, out, shards)
+    for one, own in zip(folders, by_folder, strict=True):
+        if one.selection is not None:
+            write_kept_rows(one.selection, out, own)
     counting = Counting(
         tokens=recipe.tokens,
         limits=_limits(recipe, min(recipe.capacity, recipe.tokens.max_tokens)),
         cut=recipe.oversize == "cut",
-        selected=recipe.selection is not None,
         holdout=recipe.holdout,
         holdout_seed=recipe.holdout_seed,
         part=recipe.part,
     )
     function = partial(count_shard, counting=counting, out=out)
+    shards = list(chain.from_iterable(by_folder))
     paths = map_shards(function, shards, description="counting tokens", num_workers=recipe.num_workers)
     bad_lines = [line for path in paths for line in path.with_suffix(".jsonl").read_text().splitlines()]
     return read_lengths(paths), bad_lines
@@ -157,8 +160,11 @@ def pack_documents(
     document, place = expand(bounds, repeats, recipe.seed)
     if not len(document):
         raise DataError(f"repeats of {', '.join(f'{one:.3g}' for one in repeats)} leave no document to pack.")
-    per_block = recipe.block_shards or sum(num_shards)
-    edges = np.searchsorted(shard[document], np.arange(0, sum(num_shards) + per_block, per_block))
+    block = shard_blocks(num_shards, recipe.block_shards)
+    if block.max():
+        order = np.argsort(block[shard[document]], kind="stable")
+        document, place = document[order], place[order]
+    edges = np.searchsorted(block[shard[document]], np.arange(block.max() + 2))
     packs, blocks, rules = np.empty(len(document), np.int32), [0], []
     for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         if end == start:  # nothing of these shards is used

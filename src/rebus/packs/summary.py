@@ -14,6 +14,7 @@ from rebus.tokens.tokenizer import tokens_fingerprint
 
 SUMMARY_FILE = "pack.json"
 PACKS_PER_STEP = (32, 128, 512)
+NUM_BINS, BAR_WIDTH = 12, 40  # of a histogram
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,6 @@ def summarise(
     plan_bytes: int,
 ) -> PackSummary:
     """lengths: int [documents]. copies: int [different documents]. costs: float64 [packs]."""
-    counts, edges = np.histogram(lengths, bins=min(12, int(np.ptp(lengths)) + 1))
     num_tokens = int(lengths.sum(dtype=np.int64))
     return PackSummary(
         num_packs=len(costs),
@@ -74,7 +74,7 @@ def summarise(
         num_pieces=tally.num_pieces,
         num_dropped=tally.num_dropped,
         cost_spread=float(costs.max() / costs.mean()) if costs.any() else 1.0,
-        histogram=tuple((int(np.ceil(edge)), int(number)) for edge, number in zip(edges, counts, strict=False)),
+        histogram=count_bins(lengths),
         plan_bytes=plan_bytes,
     )
 
@@ -118,10 +118,21 @@ def report(recipe: PackRecipe, summary: PackSummary) -> None:
         *((f"left out: {reason}", number) for reason, number in summary.unusable.items()),
     ]
     show_table(f"{recipe.out}: packs of {recipe.capacity:,} tokens", ["", ""], rows)
-    most = max(number for _, number in summary.histogram)
-    output.print("document lengths in tokens, from")
-    for start, number in summary.histogram:
-        output.print(f"{start:>7,}  {'█' * round(40 * number / most):<40} {number:,}", highlight=False)
+    print_bins("documents by length in tokens, from", summary.histogram)
+
+
+def count_bins(values: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """values: int [n]. Returns: (first value, how many) of each bin of whole numbers."""
+    counts, edges = np.histogram(values, bins=min(NUM_BINS, int(np.ptp(values)) + 1))
+    return tuple((int(np.ceil(edge)), int(number)) for edge, number in zip(edges, counts, strict=False))
+
+
+def print_bins(title: str, bins: Sequence[tuple[int, int]]) -> None:
+    most = max(number for _, number in bins)
+    output.print(title, highlight=False)
+    for start, number in bins:
+        filled = "█" * round(BAR_WIDTH * number / most)
+        output.print(f"{start:>7,}  {filled:<{BAR_WIDTH}} {number:,}", highlight=False)
 
 
 def _what_happened(summary: PackSummary) -> list[tuple[str, object]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rebus.records import Image, Part, Sample, Text, content_uid
 from rebus.shards.damage import (
+    ANSWER_FIRST,
     BAD_JSON,
     BAD_UTF8,
     EMPTY_CAPTION,
@@ -24,10 +25,11 @@ from rebus.shards.damage import (
 from rebus.shards.frames import frames_of
 from rebus.shards.pages import embedded_images, in_document_order, is_page, page_parts
 from rebus.shards.probe import probe_named
-from rebus.shards.turns import conversation_parts
+from rebus.shards.turns import conversation_parts, opens_with_answer
 
 _IMAGE_NAME = re.compile(r"(?:(\d{1,6})\.)?(?:webp|jpe?g|png|gif|bmp|tiff?)")
 _UID = re.compile(r"[0-9a-fA-F]{32}")
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def assemble(
         kind, parts = "page", page_parts(metadata, images)
     elif "conversations" in metadata or "messages" in metadata:
         kind, parts = "conversation", conversation_parts(metadata, images)
+        notes |= {ANSWER_FIRST: None} if opens_with_answer(metadata) else {}
     else:
         raise DamagedSampleError(MISSING_CAPTION, "no txt, and no conversation or texts in the json")
     return Assembled(kind, Sample(key, uid or uid_of(metadata, members), source, tuple(parts)), tuple(notes))
@@ -114,12 +117,26 @@ def parse_text(data: bytes) -> str:
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
+    value = load_json(data)
+    if not isinstance(value, dict):
+        raise DamagedSampleError(BAD_JSON, f"an object is wanted, not a {type(value).__name__}")
+    return value
+
+
+def load_json(data: bytes) -> Any:
+    """Any value. Half characters (a lone \\ud83d escape) are refused: they are no UTF-8, and no tokenizer takes them.
+
+    Raises: DamagedSampleError.
+    """
     try:
         value = json.loads(parse_text(data))
     except (ValueError, RecursionError) as error:
         raise DamagedSampleError(BAD_JSON, str(error)) from error
-    if not isinstance(value, dict):
-        raise DamagedSampleError(BAD_JSON, f"an object is wanted, not a {type(value).__name__}")
+    if _HALF_CHARACTER.search(data):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise DamagedSampleError(BAD_UTF8, str(error)) from error
     return value
 
 

@@ -114,10 +114,10 @@ class ShardCache:
             excess -= size
 
     def _sweep(self) -> None:
-        """Removes what killed processes were fetching: `.<name>.data.<process>.tmp`."""
+        """Removes what killed processes were fetching: `.<name>.data.<process>-<thread>.tmp`."""
         for path in self.folder.glob(f".*{SUFFIX}.*.tmp"):
             with suppress(FileNotFoundError):
-                process = path.name.split(".")[-2]
+                process = path.name.split(".")[-2].partition("-")[0]
                 if not _is_running(process) or time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
 

@@ -30,6 +30,7 @@ BAD_PARQUET = "unreadable parquet"
 REMOTE_FILE = "file behind a URL"
 UNREADABLE_VIDEO = "unreadable video"
 LINKED_VIDEO = "video in linked rows"
+UNPLACED_VIDEO = "video outside of its turn"
 
 CMYK = "CMYK"
 SIXTEEN_BIT = "16-bit"
@@ -37,7 +38,8 @@ ANIMATED = "animated"
 NO_JSON = "no json"
 WRONG_EXTENSION = "wrong extension"
 EXIF_ROTATED = "EXIF rotated"
-NOTES = (CMYK, SIXTEEN_BIT, ANIMATED, NO_JSON, WRONG_EXTENSION, EXIF_ROTATED)
+ANSWER_FIRST = "assistant speaks first"
+NOTES = (CMYK, SIXTEEN_BIT, ANIMATED, NO_JSON, WRONG_EXTENSION, EXIF_ROTATED, ANSWER_FIRST)
 """What is odd about a sample that is used all the same: the index's column `notes` names them."""
 
 

@@ -1,14 +1,13 @@
 """A TIFF holds pictures as a folder does (MINT keeps those of a document as frames of one): each becomes a PNG."""
 
 import io
-import struct
 
 import PIL.Image
 import PIL.TiffImagePlugin
 
 from rebus.pictures import MAX_PIXELS
 from rebus.shards.damage import BOMB, TOO_MANY_FRAMES, UNREADABLE_IMAGE, DamagedSampleError
-from rebus.shards.probe import open_header
+from rebus.shards.probe import REFUSED, open_header
 
 MAX_FRAMES = 256
 MAX_TOTAL_PIXELS = 4 * MAX_PIXELS
@@ -38,7 +37,7 @@ def frames_of(data: bytes) -> list[bytes]:
             picture.seek(len(frames))
         except EOFError:
             return frames
-        except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:
+        except REFUSED as error:
             raise DamagedSampleError(UNREADABLE_IMAGE, f"frame {len(frames)}: {error}") from error
         if len(frames) == MAX_FRAMES:
             raise DamagedSampleError(TOO_MANY_FRAMES, f"more than {MAX_FRAMES} in one TIFF")
@@ -52,6 +51,6 @@ def _as_png(picture: PIL.Image.Image, number: int) -> bytes:
     try:
         frame = picture.convert(mode) if mode != picture.mode else picture
         frame.save(buffer, "PNG", compress_level=1, icc_profile=None)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, KeyError, TypeError) as error:
+    except REFUSED as error:
         raise DamagedSampleError(UNREADABLE_IMAGE, f"frame {number}: {error}") from error
     return buffer.getvalue()

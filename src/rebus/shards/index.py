@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rebus.config import Place
 from rebus.fingerprint import write_atomically
 from rebus.records import Damage, Text
 from rebus.shards.assemble import Assembled, assemble, is_image_name
@@ -17,7 +18,7 @@ from rebus.shards.link import read_link
 from rebus.shards.members import DAMAGED_TAR, TRUNCATED_TAR, Member, walk_members
 from rebus.storage import file_size, open_file
 
-VERSION = 3
+VERSION = 4
 """Part of what makes a shards folder: count it up when the same tar gets another index."""
 
 DUPLICATE_KEY = "duplicate key"
@@ -38,10 +39,12 @@ SCHEMA = pa.schema(
         ("text_offset", pa.int64()),
         ("text_length", pa.int64()),
         ("notes", pa.string()),
-    ]
+    ],
+    metadata={"rebus_index": str(VERSION)},
 )
 """width, height: of the first image, 0 where there is none. image_sizes: width, height of every image in turn.
-text_offset, text_length: the bytes that hold all members but the pictures. notes: what is odd about a usable sample."""
+text_offset, text_length: the bytes of the caption, or those that hold all members but the pictures. notes: what is odd
+about a usable sample. The metadata tells the version to whoever reads it."""
 
 
 @dataclass
@@ -100,23 +103,24 @@ def index_tar(shard: Path) -> tuple[pa.Table, list[Damage]]:
     return pa.Table.from_pylist(rows, schema=SCHEMA), damages
 
 
-def judge_groups(shard: Path) -> Iterator[tuple[Group, Damage | Assembled]]:
+def judge_groups(shard: Place) -> Iterator[tuple[Group, Damage | Assembled]]:
     """Yields every group of members with what it is: a sample, or the damage that excludes it."""
     seen: set[str] = set()
+    name = Path(shard).name
     for group in read_groups(shard):
         if not group.fault and group.key in seen:
             group.fault, group.detail = DUPLICATE_KEY, "the first sample of this key in the shard is used"
         seen.add(group.key)
         if group.fault:
-            yield group, Damage(shard.name, group.key, group.offset, group.fault, group.detail)
+            yield group, Damage(name, group.key, group.offset, group.fault, group.detail)
             continue
         try:
-            yield group, assemble(group.key, shard.name, group.members)
+            yield group, assemble(group.key, name, group.members)
         except DamagedSampleError as error:
-            yield group, Damage(shard.name, group.key, group.offset, error.reason, error.detail)
+            yield group, Damage(name, group.key, group.offset, error.reason, error.detail)
 
 
-def read_groups(shard: Path) -> Iterator[Group]:
+def read_groups(shard: Place) -> Iterator[Group]:
     """Yields the samples of a tar as groups of members; faults of the archive are groups of their own."""
     data = read_link(shard).data
     num_bytes = file_size(data)
@@ -134,7 +138,9 @@ def read_groups(shard: Path) -> Iterator[Group]:
             file.seek(member.data_offset)
             group.members[member.extension] = file.read(member.size)
             group.end = member.end
-            if not is_image_name(member.extension):
+            if member.extension == "txt":
+                group.text_offset, group.text_end = member.offset, member.end
+            elif "txt" not in group.members and not is_image_name(member.extension):
                 group.text_offset = member.offset if group.text_offset < 0 else group.text_offset
                 group.text_end = member.end
     if group is not None:

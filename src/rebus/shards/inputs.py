@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rebus.errors import DataError
-from rebus.fingerprint import file_fingerprint, fingerprint
+from rebus.fingerprint import BUILDING, MANIFEST, file_fingerprint, fingerprint
 from rebus.shards.config import ShardsRecipe
 from rebus.shards.sources.tars import spot_fingerprint, tars_fingerprint
 
@@ -40,7 +40,8 @@ def files_fingerprint(path: Path) -> str:
 
 
 def tree_fingerprint(root: Path) -> str:
-    """Names and sizes of all files under a folder: bytes would take as long as the conversion itself.
+    """Names and sizes of all files under a folder: bytes would take as long as the conversion itself. Links to folders
+    are followed; folders that Rebus made are left out, so that `root: .` may hold runs.
 
     The hashes of the files are added up, so that ten million of them need be neither sorted nor kept.
     """
@@ -53,10 +54,15 @@ def tree_fingerprint(root: Path) -> str:
     return f"{total % 2**128:032x}"
 
 
-def _files(folder: str, name: str) -> Iterator[tuple[str, int]]:
+def _files(folder: str, name: str, around: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, int]]:
+    """around: the folders that this one lies in, by which a circle of links is found."""
+    stat = os.stat(folder)
+    own = (stat.st_dev, stat.st_ino)
+    if own in around or (name and any(os.path.exists(os.path.join(folder, mark)) for mark in (MANIFEST, BUILDING))):
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(entry.path, f"{name}{entry.name}/")
+            if entry.is_dir():
+                yield from _files(entry.path, f"{name}{entry.name}/", (*around, own))
             elif entry.is_file():
                 yield f"{name}{entry.name}", entry.stat().st_size

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from rebus.config import Place
 from rebus.errors import DataError, StrangerError
 from rebus.fingerprint import write_atomically
 from rebus.storage import file_version
@@ -34,15 +35,18 @@ def write_link(shard: Path, link: Link) -> None:
     write_atomically(shard, json.dumps(asdict(link), indent=1) + "\n")
 
 
-def read_link(shard: Path) -> Link:
-    """The link of a shard; a tar links to itself. Raises: DataError, StrangerError where the data changed since."""
-    if shard.suffix != SUFFIX:
+def read_link(shard: Place) -> Link:
+    """The link of a shard; a tar, on disk or behind a URL, links to itself.
+
+    Raises: DataError, StrangerError where the data changed since.
+    """
+    if Path(shard).suffix != SUFFIX:
         return Link(str(shard))
     try:
-        body = json.loads(shard.read_text(encoding="utf-8"))
+        body = json.loads(Path(shard).read_text(encoding="utf-8"))
         link = Link(**{**body, "version": tuple(body["version"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{shard} is no link ({error}). Run `rebus shards` again.") from error
+        raise DataError(f"{shard} is no link ({error}). Delete it and run `rebus shards` again.") from error
     found = file_version(link.data)
     if link.version != found:
         raise StrangerError(

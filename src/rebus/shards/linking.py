@@ -13,12 +13,14 @@ from rebus.shards.assemble import assemble, uid_of
 from rebus.shards.damage import DamagedSampleError
 from rebus.shards.index import SCHEMA, is_indexed, write_tables
 from rebus.shards.link import SUFFIX, Link, write_link
+from rebus.shards.pages import in_document_order
 from rebus.shards.sources.files import check_name, probe_sizes
 from rebus.shards.sources.pieces import Piece
 from rebus.shards.sources.tables import parse_row, read_blobs
 from rebus.storage import file_version
 
 _UNKNOWN = Image(0, 0, role="user")
+_MAX_SIDE = 2**31  # of what the index holds
 
 
 def link_piece(piece: Piece, *, source: str, root: Path, out: Path, check_images: bool) -> Path:
@@ -63,7 +65,7 @@ def _judge(
     if isinstance(record, DamagedSampleError):
         raise record
     metadata, names = module.survey(record)
-    images, notes = _trust(record, names) if root is None else _look(root, names)
+    images, notes = trust_sizes(record, names) if root is None else _look(root, names)
     uid = uid_of(record, {"json": blob}) if "uid" in record else content_uid(blob)
     found = assemble(key, shard, {}, metadata=metadata, images=images, uid=uid)
     sizes = [side for image in images for side in (image.width, image.height)]
@@ -84,8 +86,11 @@ def _look(root: Path, names: list[Any]) -> tuple[list[Image], tuple[str, ...]]:
     return [Image(*size, role="user") for sizes, _ in found for size in sizes], tuple(notes)
 
 
-def _trust(record: dict[str, Any], names: list[Any]) -> tuple[list[Image], tuple[str, ...]]:
-    """Sizes that the record tells (`width` and `height`, or lists of them), else 0. No file is touched."""
+def trust_sizes(record: dict[str, Any], names: list[Any]) -> tuple[list[Image], tuple[str, ...]]:
+    """Sizes that the record tells (`width` and `height`, or lists of them), else 0. No file is touched.
+
+    Raises: DamagedSampleError for a name that could not be opened.
+    """
     for name in names:
         if not (isinstance(name, bytes) or (isinstance(name, str) and name.startswith("data:"))):
             check_name(name)
@@ -93,6 +98,8 @@ def _trust(record: dict[str, Any], names: list[Any]) -> tuple[list[Image], tuple
     if None in told:
         return [_UNKNOWN] * len(names), ()
     sides = [side if isinstance(side, list) else [side] for side in told]
-    if any(len(side) != len(names) or not all(type(one) is int and one > 0 for one in side) for side in sides):
+    are_sizes = all(type(one) is int and 0 < one < _MAX_SIDE for side in sides for one in side)
+    if not are_sizes or any(len(side) != len(names) for side in sides):
         return [_UNKNOWN] * len(names), ()
-    return [Image(width, height, role="user") for width, height in zip(*sides, strict=True)], ()
+    images = [Image(width, height, role="user") for width, height in zip(*sides, strict=True)]
+    return in_document_order(record, images), ()

@@ -1,7 +1,6 @@
 """What an encoded picture says before a pixel of it is decoded: its format, its size and what is odd about it."""
 
 import io
-import struct
 from dataclasses import dataclass
 
 # The classes are called by themselves: PIL.Image.open warns of large pictures through state that threads share.
@@ -14,7 +13,7 @@ import PIL.PngImagePlugin
 import PIL.TiffImagePlugin
 import PIL.WebPImagePlugin
 
-from rebus.pictures import MAX_PIXELS
+from rebus.pictures import BROKEN, MAX_PIXELS
 from rebus.records import Image, Role
 from rebus.shards.damage import (
     ANIMATED,
@@ -47,6 +46,9 @@ _OPENERS = (
     (b"II*\0", PIL.TiffImagePlugin.TiffImageFile),
     (b"MM\0*", PIL.TiffImagePlugin.TiffImageFile),
 )
+REFUSED = (*BROKEN, ValueError, Warning)
+"""What Pillow raises for bytes that are no picture, or none that is whole."""
+
 _ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and TIFF
 _OTHER_NAMES = {"jpeg": "jpg", "tiff": "tif"}
 
@@ -69,7 +71,7 @@ def open_header(data: bytes) -> PIL.Image.Image:
         picture = next(opener for start, opener in _OPENERS if data.startswith(start))(io.BytesIO(data))
     except PIL.Image.DecompressionBombError as error:  # Pillow's WebP looks before it opens its decoder
         raise DamagedSampleError(BOMB, str(error)) from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, StopIteration, Warning) as error:
+    except (*REFUSED, StopIteration) as error:
         known = ", ".join(sorted(set(FORMATS.values())))
         detail = f"{len(data)} bytes that begin with {data[:8]!r}: {known} are read"
         raise DamagedSampleError(UNREADABLE_IMAGE, detail) from error
@@ -117,9 +119,10 @@ def _notes(picture: PIL.Image.Image, data: bytes) -> tuple[str, ...]:
             CMYK: picture.mode == "CMYK",
             SIXTEEN_BIT: _is_deep(picture, data),
             ANIMATED: picture.format in ("GIF", "PNG", "WEBP") and getattr(picture, "is_animated", False),
-            EXIF_ROTATED: picture.getexif().get(_ORIENTATION, 1) not in (0, 1),
+            # A PNG's own getexif would decode the pixels, to look for EXIF behind them.
+            EXIF_ROTATED: PIL.Image.Image.getexif(picture).get(_ORIENTATION, 1) not in (0, 1),
         }
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, KeyError) as error:
+    except REFUSED as error:
         raise DamagedSampleError(UNREADABLE_IMAGE, str(error)) from error
     return tuple(note for note, is_so in found.items() if is_so)
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rebus.errors import DataError
+from rebus.errors import DataError, StrangerError
 from rebus.pictures import decode_image
 from rebus.records import Damage, Image, Sample
 from rebus.shards.assemble import assemble, parse_json
 from rebus.shards.cache import ShardCache
 from rebus.shards.damage import UNDECODABLE_IMAGE, DamagedSampleError
-from rebus.shards.index import index_path, quarantine_path
+from rebus.shards.index import SCHEMA, index_path, quarantine_path
 from rebus.shards.link import Link, read_link
 from rebus.shards.members import split_members
 from rebus.storage import MAX_SPAN, read_range, read_ranges
@@ -54,17 +54,30 @@ class Index:
         }
 
 
-def read_index(shard: Path) -> pa.Table:
-    """The index of a shard: one row a usable sample, in the data's order (columns: shards.index.SCHEMA).
+def read_index(shard: Path, columns: list[str] | None = None) -> pa.Table:
+    """The index of a shard: one row a usable sample, in the data's order. columns: of shards.index.SCHEMA; None: all.
 
-    Raises: DataError where the shard was never indexed.
+    Raises: DataError where the shard was never indexed; StrangerError where another version of Rebus did it.
     """
-    return _read_columns(shard, None)
+    path = index_path(shard)
+    if not path.is_file():
+        raise DataError(f"{shard} has no index beside it. Make one: `rebus shards` with `source: tars`.")
+    try:
+        with pq.ParquetFile(path) as file:
+            found, wanted = file.schema_arrow.metadata, SCHEMA.metadata
+            if found != wanted:
+                raise StrangerError(
+                    f"{path} was made by another version of Rebus: it says {found}, {wanted} is read. "
+                    "Run `rebus shards` again."
+                )
+            return file.read(columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is no index ({error}). Delete it and run `rebus shards` again.") from error
 
 
 def open_index(shard: Path) -> Index:
     """Raises: DataError where there is no index; StrangerError where linked data changed since it was made."""
-    table = _read_columns(shard, ["key", "uid", "offset", "length"]).combine_chunks()
+    table = read_index(shard, ["key", "uid", "offset", "length"]).combine_chunks()
     columns = {name: _one_chunk(table[name]) for name in table.column_names}
     return Index(
         shard,
@@ -78,16 +91,6 @@ def open_index(shard: Path) -> Index:
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
-
-
-def _read_columns(shard: Path, columns: list[str] | None) -> pa.Table:
-    path = index_path(shard)
-    if not path.is_file():
-        raise DataError(f"{shard} has no index beside it. Make one: `rebus shards` with `source: tars`.")
-    try:
-        return pq.read_table(path, columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is no index ({error}). Delete it and run `rebus shards` again.") from error
 
 
 def read_quarantine(shard: Path) -> list[Damage]:
@@ -190,14 +193,16 @@ def _text_places(
 ) -> Iterator[tuple[int, str, str, int, list[Image], bytes]]:
     """(row, key, uid, offset, pictures without data, bytes of the text), NUM_READ rows read at a time."""
     names = ["key", "uid", "offset", "text_offset", "text_length", "image_sizes"]
-    table = _read_columns(shard, names)
+    table = read_index(shard, names)
     numbers = np.arange(table.num_rows) if rows is None else np.asarray(rows, dtype=np.int64)
     for start in range(0, len(numbers), NUM_READ):
         part = numbers[start : start + NUM_READ]
         batch = table.take(pa.array(part))
         keys, uids, offsets, text_offsets, text_lengths = (batch[name].to_pylist() for name in names[:5])
-        blobs = read_ranges(link.data, text_offsets, text_lengths)
-        yield from zip(part.tolist(), keys, uids, offsets, _sized(batch["image_sizes"]), blobs, strict=True)
+        places = zip(part.tolist(), keys, uids, offsets, _sized(batch["image_sizes"]), strict=True)
+        for stretch in _stretches(text_lengths):  # a page that carries its pictures has megabytes of text
+            for blob in read_ranges(link.data, text_offsets[stretch], text_lengths[stretch]):
+                yield *next(places), blob
 
 
 def _sized(column: pa.ChunkedArray) -> Iterator[list[Image]]:
@@ -254,4 +259,7 @@ def _source(link: Link) -> Any:
 
 def _stale(shard: Path, row: Mapping[str, Any], why: str) -> DataError:
     where = f"{shard}, sample '{row['key']}' at byte {row['offset']}"
-    return DataError(f"{where}: {why}. The data changed after it was indexed; run `rebus shards` again.")
+    return DataError(
+        f"{where}: {why}. The data changed after it was indexed (or, with `check_images: false`, nobody looked); "
+        "run `rebus shards` again."
+    )

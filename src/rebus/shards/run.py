@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from rebus.config import check_recipe, dump_recipe
-from rebus.engine import list_shards, map_shards
+from rebus.engine import map_shards
 from rebus.errors import DataError
 from rebus.fingerprint import (
     BUILDING,
@@ -25,9 +23,9 @@ from rebus.fingerprint import (
 from rebus.log import say, show_table
 from rebus.shards.config import ShardsRecipe
 from rebus.shards.convert import convert
-from rebus.shards.index import VERSION, index_path
+from rebus.shards.index import VERSION, is_indexed
 from rebus.shards.inputs import input_fingerprints
-from rebus.shards.read import read_quarantine
+from rebus.shards.read import read_index, read_quarantine
 from rebus.shards.sources.meta import MIXTURE, DataSet, mixture, read_meta
 from rebus.shards.sources.tars import INDEXING, adopt, list_tars, prepare_in_place
 
@@ -54,7 +52,7 @@ def _run_meta(recipe: ShardsRecipe) -> ShardsSummary:
     if (recipe.out / MANIFEST).is_file():
         raise DataError(f"{recipe.out} is an artifact itself. Choose another `out`, for a folder a data set.")
     data_sets = read_meta(recipe.table)
-    found = [_run_one(_recipe_of(recipe, one)) for one in data_sets]
+    found = [_run_one(recipe_of(recipe, one)) for one in data_sets]
     write_atomically(recipe.out / MIXTURE, mixture(data_sets, recipe.out))
     reasons: Counter[str] = sum((Counter(one.reasons) for one in found), Counter())
     notes: Counter[str] = sum((Counter(one.notes) for one in found), Counter())
@@ -70,7 +68,7 @@ def _run_meta(recipe: ShardsRecipe) -> ShardsSummary:
     return summary
 
 
-def _recipe_of(recipe: ShardsRecipe, one: DataSet) -> ShardsRecipe:
+def recipe_of(recipe: ShardsRecipe, one: DataSet) -> ShardsRecipe:
     root = recipe.root or one.root
     changes = {"source": "conversations", "input": one.annotation, "out": recipe.out / one.name, "root": root}
     return check_recipe(ShardsRecipe, recipe.model_dump() | changes, f"{recipe.input}, '{one.name}'")
@@ -79,10 +77,14 @@ def _recipe_of(recipe: ShardsRecipe, one: DataSet) -> ShardsRecipe:
 def _run_one(recipe: ShardsRecipe) -> ShardsSummary:
     manifest = _manifest(recipe)
     if is_current(recipe.out, manifest):
-        summary = summarize(recipe.out, list_shards(recipe.out))
-        _refuse_bad_share(summary, recipe.max_bad_share)
-        say(f"{recipe.out} is up to date")
-        return summary
+        shards = [*recipe.out.glob("*.tar"), *recipe.out.glob("*.link")]
+        if len(shards) == read_manifest(recipe.out, "shards").facts["num_shards"] and all(map(is_indexed, shards)):
+            summary = summarize(recipe.out, shards)
+            _refuse_bad_share(summary, recipe.max_bad_share)
+            say(f"{recipe.out} is up to date")
+            return summary
+        # A finished folder that lost a file is one that was never finished: what is there is kept.
+        write_atomically(recipe.out / (INDEXING if recipe.in_place else BUILDING), manifest.fingerprint)
     tars = _index_tars(recipe, manifest) if recipe.source == "tars" else _convert(recipe, manifest)
     summary = summarize(recipe.out, tars)
     _refuse_bad_share(summary, recipe.max_bad_share)
@@ -119,22 +121,22 @@ def _convert(recipe: ShardsRecipe, manifest: Manifest) -> list[Path]:
 
 
 def _refuse_out_with_input(recipe: ShardsRecipe) -> None:
-    """An `out` that holds its own input would empty it; inside of a root it would change its own fingerprint, where
-    the files of the root are part of it."""
+    """An `out` that holds its own input would empty it; inside of a folder that is read whole it would be read."""
     out = recipe.out.resolve()
     for name, path in (("input", recipe.table), ("root", recipe.image_root)):
         inside, around = out.is_relative_to(path.resolve()), path.resolve().is_relative_to(out)
-        if around or (inside and not (recipe.link and not recipe.check_images)):
+        if around or (inside and name == "input"):
             raise DataError(f"`out` ({out}) and `{name}` ({path}) lie inside each other. Choose another `out`.")
 
 
 def summarize(out: Path, tars: list[Path]) -> ShardsSummary:
     """Counts samples and damage of indexed shards from their files."""
-    num_samples = sum(pq.read_metadata(index_path(tar)).num_rows for tar in tars)
     reasons = Counter(damage.reason for tar in tars for damage in read_quarantine(tar))
-    notes: Counter[str] = Counter()
+    num_samples, notes = 0, Counter[str]()
     for tar in tars:
-        for entry in pq.read_table(index_path(tar), columns=["notes"])["notes"].value_counts().to_pylist():
+        column = read_index(tar, ["notes"])["notes"]
+        num_samples += len(column)
+        for entry in column.value_counts().to_pylist():
             notes.update({note: entry["counts"] for note in (entry["values"] or "").split(", ") if note})
     counts = dict(reasons.most_common()), dict(notes.most_common())
     return ShardsSummary(out, len(tars), num_samples, reasons.total(), *counts)
@@ -181,8 +183,3 @@ def _show(summary: ShardsSummary) -> None:
     rows += [(f"damaged: {reason}", count) for reason, count in summary.reasons.items()]
     rows += [(f"noted: {note}", count) for note, count in summary.notes.items()]
     show_table(f"shards: {summary.out}", ["", "number"], rows)
-
-
-def open_shards(folder: Path) -> tuple[Manifest, list[Path]]:
-    """The manifest and the tars of a finished shards folder. Raises: DataError, StrangerError."""
-    return read_manifest(folder, "shards"), list_shards(folder)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any
 
 from rebus.records import Image, Part, Role, Text, Video
@@ -11,6 +12,7 @@ from rebus.shards.damage import (
     PLACEHOLDER,
     PLACEHOLDER_MISMATCH,
     UNKNOWN_ROLE,
+    UNPLACED_VIDEO,
     DamagedSampleError,
     check_length,
     match_images,
@@ -40,15 +42,22 @@ class Place:
 
 
 _IMAGE = Place()
+Turn = tuple[Role, list[str | Place]]
 
 
 def conversation_parts(metadata: Mapping[str, Any], images: Sequence[Image]) -> list[Part]:
     """LLaVA's `conversations` (from, value) or `messages` (role, content), images at their placeholders.
 
     content: a text with placeholders, or a list of {"type": "text", "text"}, {"type": "image"} and {"type": "video",
-    "num_frames", "seconds"} (its frames are the next pictures), the last two with LIMITS. Raises: DamagedSampleError.
+    "num_frames", "seconds"} (its frames are the next pictures), the last two with LIMITS. What the assistant says
+    before anybody else spoke is left out, as LLaVA leaves it out: it answers nothing. Raises: DamagedSampleError.
     """
     turns = [_turn(entry) for entry in turns_of(metadata)]
+    if turns and turns[0][0] == "assistant":
+        turns = list(dropwhile(lambda turn: turn[0] == "assistant", turns))
+    if "messages" in metadata and "conversations" not in metadata and images:
+        turns = _place_images(turns, len(images))
+    _refuse_unplaced_video(metadata, turns)
     num_places = num_chars = 0
     answered = False
     for role, pieces in turns:
@@ -73,6 +82,26 @@ def conversation_parts(metadata: Mapping[str, Any], images: Sequence[Image]) -> 
     ]
 
 
+def _place_images(turns: list[Turn], num_images: int) -> list[Turn]:
+    """PaddleMIX's rule: where no turn has a place for the images, they come before the first user's words."""
+    if any(isinstance(piece, Place) for _, pieces in turns for piece in pieces):
+        return turns
+    first = next((number for number, (role, _) in enumerate(turns) if role == "user"), None)
+    if first is None:
+        return turns
+    said = "".join(piece for piece in turns[first][1] if isinstance(piece, str))
+    return [*turns[:first], ("user", _split(f"{PLACEHOLDER}\n" * num_images + said)), *turns[first + 1 :]]
+
+
+def _refuse_unplaced_video(metadata: Mapping[str, Any], turns: list[Turn]) -> None:
+    """A file of video beside the turns would leave its placeholder in the text, and nothing of it to see."""
+    if not (metadata.get("video") or metadata.get("videos")):
+        return
+    if not any(isinstance(piece, Place) and piece.seconds for _, pieces in turns for piece in pieces):
+        wanted = '{"type": "video", "video": file}'
+        raise DamagedSampleError(UNPLACED_VIDEO, f"`video` is not read: write it as a part of its turn, {wanted}")
+
+
 def _pictures(place: Place, following: Iterator[Image]) -> Image | Video:
     if not place.seconds:
         return _at(place, next(following))
@@ -93,6 +122,11 @@ def turns_of(metadata: Mapping[str, Any]) -> list[Any]:
     return turns
 
 
+def opens_with_answer(metadata: Mapping[str, Any]) -> bool:
+    """True where the assistant speaks first, in turns that conversation_parts took."""
+    return role_of(turns_of(metadata)[0]) == "assistant"
+
+
 def content_of(entry: Any) -> str | list[Any]:
     """What one turn says, as it is written. Raises: DamagedSampleError."""
     if not isinstance(entry, dict):
@@ -110,7 +144,7 @@ def role_of(entry: Mapping[str, Any]) -> Role:
     return _ROLES[name]
 
 
-def _turn(entry: Any) -> tuple[Role, list[str | Place]]:
+def _turn(entry: Any) -> Turn:
     content = content_of(entry)
     if isinstance(content, str):
         return role_of(entry), _split(content)

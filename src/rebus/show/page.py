@@ -51,7 +51,7 @@ article h3 { font-size: .8rem; font-weight: 500; margin: 0 0 .2rem; color: var(-
 article h3 b { color: var(--line); font-size: .95rem; } .cut { border-left-style: dashed; }
 .tokens { white-space: pre-wrap; font: .88rem/1.85 ui-monospace, "DejaVu Sans Mono", monospace; }
 .tokens i, .key i { font-style: normal; color: var(--dim); }
-.tokens b, .key b { font-weight: 500; color: var(--ink); border-bottom: 2px solid var(--line); }
+.tokens b, .key b { font-weight: 500; color: var(--ink); border-bottom: 2px solid var(--line); padding-bottom: 2px; }
 .tokens i + i, .tokens b + b, .tokens i + b, .tokens b + i { border-left: 1px solid
   color-mix(in srgb, var(--dim) 25%, transparent); }
 .slot { display: inline-flex; flex-direction: column; vertical-align: middle; margin: .2rem .5rem; }

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rebus.log import output, say, show_table
+from rebus.log import say, show_table
 from rebus.packs.plan import TO_THE_END, Plan
-
-NUM_BARS = 12
-BAR_WIDTH = 40
+from rebus.packs.summary import count_bins, print_bins
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ def summarise(plan: Plan) -> Summary:
     patches = plan.table["num_patches"].to_numpy().astype(np.int64)
     firsts, ends = plan.table["first_part"].to_numpy(), plan.table["end_part"].to_numpy()
     cut = int(np.count_nonzero((firsts != 0) | (ends != TO_THE_END)))
-    costs, fill = plan.costs, positions / plan.capacity
+    fill = positions / plan.capacity
     rows = (
         ("packs", f"{plan.num_packs:,} of {plan.capacity:,} positions"),
         ("documents", f"{len(lengths):,}"),
@@ -40,32 +38,19 @@ def summarise(plan: Plan) -> Summary:
         ("pieces of cut documents", f"{cut:,}"),
         ("blocks of shards", f"{len(plan.blocks) - 1:,}"),
         ("attention", "across documents" if plan.cross_document else "within documents"),
-        ("cost of a pack", f"{_spread(costs)}; dearest {costs.max() / costs.mean():.2f} times the mean"),
+        ("cost of a pack", f"{_spread(plan.costs)}; dearest {plan.manifest.facts['cost_spread']:.2f} times the mean"),
     )
-    return Summary(rows, _histogram(lengths), _histogram(np.floor(100 * fill).astype(np.int64)))
+    return Summary(rows, count_bins(lengths), count_bins(np.floor(100 * fill).astype(np.int64)))
 
 
 def print_plan(plan: Plan) -> None:
     summary = summarise(plan)
     show_table(f"{plan.folder}", ["plan", ""], summary.rows)
-    for title, bars in (
-        ("documents by length in tokens, from", summary.lengths),
-        ("packs by fill in %, from", summary.fills),
-    ):
-        output.print(title, highlight=False)
-        most = max(number for _, number in bars)
-        for start, number in bars:
-            filled = "█" * round(BAR_WIDTH * number / most)
-            output.print(f"{start:>7,}  {filled:<{BAR_WIDTH}} {number:,}", highlight=False)
+    print_bins("documents by length in tokens, from", summary.lengths)
+    print_bins("packs by fill in %, from", summary.fills)
     say(f"`rebus show {plan.folder} --pack N` shows a pack, `--html FILE` makes a page of it.")
 
 
 def _spread(values: np.ndarray, unit: str = "") -> str:
     low, middle, high = np.quantile(values, [0, 0.5, 1])
     return f"{low:,.4g} to {high:,.4g}{unit}, median {middle:,.4g}{unit}"
-
-
-def _histogram(values: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Bins of whole numbers: (first value, how many)."""
-    counts, edges = np.histogram(values, bins=min(NUM_BARS, int(np.ptp(values)) + 1))
-    return tuple((int(np.ceil(edge)), int(number)) for edge, number in zip(edges, counts, strict=False))

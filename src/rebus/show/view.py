@@ -113,11 +113,12 @@ def _view_document(feed: Feed, reference: Reference, start: int) -> DocumentView
     if isinstance(loaded, Damage):
         damage = f"{loaded.reason}: {loaded.detail}"
         return DocumentView(loaded.key, source, start, reference.num_tokens, (), parts, damage)
-    pieces = tuple(_pieces(loaded.encoded, feed.tokens, start))
+    pieces = tuple(_pieces(loaded.encoded, feed.tokens, start, preceded=feed.plan.cross_document and start > 0))
     return DocumentView(loaded.key, source, start, loaded.encoded.num_tokens, pieces, parts)
 
 
-def _pieces(encoded: Encoded, tokens: Tokens, start: int) -> Iterator[Piece]:
+def _pieces(encoded: Encoded, tokens: Tokens, start: int, *, preceded: bool) -> Iterator[Piece]:
+    """preceded: whether the document before it learns to predict its first token."""
     slots = dict(
         zip(encoded.image_starts.tolist(), zip(encoded.image_lengths, encoded.images, strict=True), strict=True)
     )
@@ -131,6 +132,6 @@ def _pieces(encoded: Encoded, tokens: Tokens, start: int) -> Iterator[Piece]:
             waiting = [*waiting[-3:], number]
             text = tokens.tokenizer.decode(waiting, skip_special_tokens=False)
             is_whole = not text.endswith("\ufffd") or len(waiting) == MAX_BYTES
-            trained = bool(encoded.trainable[position]) and position > 0
+            trained = bool(encoded.trainable[position]) and (position > 0 or preceded)
             yield TokenView(number, start + position, text if is_whole else "", trained)
             waiting = [] if is_whole else waiting

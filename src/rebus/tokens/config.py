@@ -16,6 +16,7 @@ class TokensConfig(Config):
 
     start_of_text: the special token that opens one, where the language model was trained with one (Llama's <s>).
     Models put much of their attention on the first token (Xiao et al. 2023, "attention sinks"): better not an image.
+    Nothing predicts it; in a plan with `cross_document` the end of the document before does, and is trained to.
 
     max_tokens: samples with more, image positions included, are refused, never cut: a cut could part an image.
     """

@@ -66,7 +66,8 @@ def _is_document(parts: Sequence[Part]) -> bool:
 
 
 def _opening(config: TokensConfig) -> list[Span]:
-    return [SpecialSpan(config.start_of_text, trainable=False)] if config.start_of_text is not None else []
+    """A target where something precedes it: the document before, in a pack that is laid out as one (Open-Qwen2VL)."""
+    return [SpecialSpan(config.start_of_text, trainable=True)] if config.start_of_text is not None else []
 
 
 def _content(parts: Iterable[Part]) -> list[Span]:

@@ -24,6 +24,14 @@ class Tally:
     num_documents: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def num_damaged(self) -> int:
+        return sum(self.reasons.values())
+
+    @property
+    def num_whole(self) -> int:
+        return self.num_documents - self.num_damaged
+
     def plus(self, num_whole: int, damages: Sequence[Damage]) -> "Tally":
         reasons = Counter(self.reasons) + Counter(damage.reason for damage in damages)
         return Tally(self.num_documents + num_whole + len(damages), dict(reasons))
@@ -39,13 +47,12 @@ def meet(batches: Sequence[Batch], mesh: Mesh) -> tuple[int, list[Damage]]:
 
 def stop_above(share: float, tally: Tally, quarantine: Path) -> None:
     """Raises: DataError with a table of reasons where more than `share` of the documents met were damaged."""
-    num_damaged = sum(tally.reasons.values())
-    if tally.num_documents < NUM_BEFORE_JUDGING or num_damaged <= share * tally.num_documents:
+    if tally.num_documents < NUM_BEFORE_JUDGING or tally.num_damaged <= share * tally.num_documents:
         return
     listed = "\n".join(f"  {number:>8,}  {reason}" for reason, number in Counter(tally.reasons).most_common())
-    found = num_damaged / tally.num_documents
+    found = tally.num_damaged / tally.num_documents
     raise DataError(
-        f"{num_damaged:,} of the {tally.num_documents:,} documents met so far ({found:.1%}) could not be loaded; "
+        f"{tally.num_damaged:,} of the {tally.num_documents:,} documents met so far ({found:.1%}) could not be loaded; "
         f"max_bad_share allows {share:.1%}:\n{listed}\nThey are listed in {quarantine}. Mend the "
         "data (`rebus doctor` finds all of it), or raise `max_bad_share` and run this again: it goes on from its last "
         "state."

@@ -16,6 +16,7 @@ from rebus.batches.order import num_steps_for
 from rebus.checkpoints.save import language_fingerprint, save_model
 from rebus.checkpoints.state import latest_state, prune_states, save_state
 from rebus.config import dump_recipe
+from rebus.errors import DataError
 from rebus.fingerprint import Manifest, is_current, prepare_out, read_manifest, write_manifest
 from rebus.log import progress_bar, say, show_table
 from rebus.mesh import Mesh, join_mesh, leave_mesh, wait_for_all
@@ -143,14 +144,16 @@ def train(this: Run) -> None:
         task = bar.add_task("training", total=this.num_steps, completed=first, note="")
         for step, batches, wait_seconds in _timed(steps):
             tally = _judge(this, batches, progress.tally, quarantine)
-            row = _one_step(this, step, batches, progress.tokens_total, wait_seconds)
-            progress = Progress(row.tokens_total, tally)
-            done = step + 1
-            if this.mesh.is_main:
-                append_row(this.metrics, row)
+            tokens_total, note = progress.tokens_total, "every document of this step is damaged"
+            if tally.num_whole > progress.tally.num_whole:  # else there is nothing to train on: no update, no row
+                row = _one_step(this, step, batches, tokens_total, wait_seconds)
+                tokens_total, note = row.tokens_total, f"loss {row.loss:.3f}  {row.tokens_per_second:,.0f} tokens/s"
+                if this.mesh.is_main:
+                    append_row(this.metrics, row)
+            progress, done = Progress(tokens_total, tally), step + 1
             if done % this.recipe.save_every == 0 or done == this.num_steps:
                 save(this, done, progress)
-            bar.update(task, completed=done, note=f"loss {row.loss:.3f}  {row.tokens_per_second:,.0f} tokens/s")
+            bar.update(task, completed=done, note=note)
 
 
 def _judge(this: Run, batches: list[Batch], tally: Tally, quarantine: Quarantine | None) -> Tally:
@@ -231,8 +234,10 @@ def resume(this: Run) -> tuple[int, Progress]:
 
 
 def finish(this: Run, manifest: Manifest) -> None:
-    """Writes the servable checkpoint, then its manifest, and prints what was trained."""
+    """Writes the servable checkpoint, then its manifest, and prints what was trained. Raises: DataError for nothing."""
     rows = read_rows(this.metrics)
+    if not rows:
+        raise DataError(f"nothing was trained: every document is damaged. {this.quarantine} says why of each.")
     facts = {"steps": this.num_steps, "tokens_trained": rows[-1].tokens_total, "final_loss": rows[-1].loss}
     save_model(this.model, this.feed.plan.tokens.model_dump(mode="json"), this.recipe.out)
     write_manifest(this.recipe.out, Manifest(manifest.kind, manifest.made_by, manifest.inputs, facts))

@@ -72,7 +72,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, trainable: dict[str, nn.
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, trainable: dict[str, nn.Parameter], tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Puts saved state back. Raises ConfigError where it belongs to other parameters."""
+    """Puts saved state back, where its parameter lies (the count of steps stays on the CPU, where AdamW keeps it); none
+    was saved before the first update. Raises ConfigError where it belongs to other parameters."""
+    if not tensors:
+        return
     by_parameter: dict[str, dict[str, torch.Tensor]] = {}
     for path, value in tensors.items():
         name, _, key = path.rpartition("/")
@@ -81,4 +84,7 @@ def restore_optimizer(
         differing = sorted(set(by_parameter) ^ set(trainable))[:5]
         raise ConfigError(f"the saved optimizer state is of other parameters (first that differ: {differing}).")
     for name, state in by_parameter.items():
-        optimizer.state[trainable[name]] = state
+        device = trainable[name].device
+        optimizer.state[trainable[name]] = {
+            key: value if key == "step" else value.to(device) for key, value in state.items()
+        }

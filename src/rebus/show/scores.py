@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -111,17 +112,17 @@ def _column(scorer: str, name: str, table: pa.Table, stems: list[str], places: n
 
 
 def print_scores(scores: Scores) -> None:
-    """One table of all columns, then the samples at both ends of each."""
+    """A table a scorer, then each column's histogram and the samples at both of its ends."""
+    output.print(
+        f"{scores.folder}: {scores.manifest.facts['num_scored']:,} samples of {scores.shards}", highlight=False
+    )
     columns = list(scores.columns())
-    head = ["column", "count", "missing", "min", "5%", "median", "95%", "max", "from min to max"]
-    rows = [
-        [one.title, one.num_rows, one.num_missing, *(f"{value:.4g}" for value in one.quantiles), _bars(one)]
-        for one in columns
-    ]
-    show_table(f"{scores.folder}: {scores.manifest.facts['num_scored']:,} samples of {scores.shards}", head, rows)
+    for scorer, group in groupby(columns, key=lambda one: one.scorer):
+        rows = [[one.name, one.num_missing, *(f"{value:.4g}" for value in one.quantiles)] for one in group]
+        show_table(scorer, ["column", "missing", "min", "5%", "median", "95%", "max"], rows)
     for one in columns:
+        output.print(f"\n{one.title}  {_bars(one)}", style="bold", highlight=False)
         if one.varies:
-            output.print(f"{one.title}", style="bold", highlight=False)
             _print_ends("lowest ", one.lowest)
             _print_ends("highest", one.highest)
 

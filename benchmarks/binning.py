@@ -37,7 +37,7 @@ Rule = Callable[[np.ndarray, int], np.ndarray]
 OURS, BEST_FIT, EXACT = "ours, as planned", "ours: best-fit decreasing", "ours: exact fill"
 ORIGINAL, GLOBAL = "the original: summed first-fit", "global best-fit decreasing"
 QUADRATIC_LIMIT = 10_000  # documents; a million would take the original hours
-GLOBAL_LIMIT = 1_000_000  # a document at a time, to compare fill with
+EXACT_LIMIT = 1_000_000  # the product stops at 200,000
 CASES = {"captions": (4096, 16384), "instructions": (4096, 8192, 16384), "native resolution": (8192, 16384, 32768)}
 MIN_SPEED, MIN_SPEED_UP, MAX_BELOW = 1_000_000, 100, 0.001
 
@@ -67,9 +67,14 @@ def planned(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
 def rules(num_documents: int) -> dict[str, Rule]:
     """What is feasible for so many documents."""
-    found: dict[str, Rule] = {OURS: planned, BEST_FIT: best_fit_decreasing}
-    if num_documents <= GLOBAL_LIMIT:
-        found |= {EXACT: fill_exactly, GLOBAL: global_best_fit, "next-fit": next_fit}
+    found: dict[str, Rule] = {
+        OURS: planned,
+        BEST_FIT: best_fit_decreasing,
+        GLOBAL: global_best_fit,
+        "next-fit": next_fit,
+    }
+    if num_documents <= EXACT_LIMIT:
+        found |= {EXACT: fill_exactly}
     if num_documents <= QUADRATIC_LIMIT:
         found |= {ORIGINAL: summed_first_fit, "first-fit decreasing": first_fit_decreasing}
     return {**found, "no packing": no_packing}
@@ -119,7 +124,7 @@ def failures(rows: list[dict]) -> list[str]:
         ours, speed = by_rule[OURS], by_rule[OURS]["documents_per_second"]
         if documents > MAX_EXACT and speed < MIN_SPEED:
             found.append(f"{case}: {speed:,} documents/s, the claim is {MIN_SPEED:,}")
-        if GLOBAL in by_rule and ours["fill"] < by_rule[GLOBAL]["fill"] - MAX_BELOW:
+        if ours["fill"] < by_rule[GLOBAL]["fill"] - MAX_BELOW:
             found.append(f"{case}: fill {ours['fill']:.3%}, global best-fit reaches {by_rule[GLOBAL]['fill']:.3%}")
         if ORIGINAL in by_rule:
             times = by_rule[BEST_FIT]["documents_per_second"] / by_rule[ORIGINAL]["documents_per_second"]
@@ -150,7 +155,7 @@ def main() -> int:
     ]
     show_table("Packing", columns, table)
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"at most {megabytes:,} MB of memory")
+    print(f"at most {megabytes:,} MB of memory, the other rules' included")
     if arguments.json:
         body = {"machine": machine(), "peak_megabytes": megabytes, "rows": rows}
         arguments.json.write_text(json.dumps(body, indent=1) + "\n")

@@ -15,8 +15,6 @@ image positions and turns), native resolution (as many positions as the image is
 
 import argparse
 import json
-import os
-import platform
 import resource
 import sys
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from baselines import first_fit_decreasing, global_best_fit, next_fit, no_packing, summed_first_fit
+from machine import machine
 from rebus.log import show_table
 from rebus.packs.binning import best_fit_decreasing, fill
 from rebus.packs.choice import MAX_EXACT, choose_packs
@@ -131,14 +130,6 @@ def failures(rows: list[dict]) -> list[str]:
             if times < MIN_SPEED_UP:
                 found.append(f"{case}: {times:.0f} times as fast as the original, the claim is {MIN_SPEED_UP}")
     return found
-
-
-def machine() -> dict:
-    """What the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0))
-    return {"processor": (models or [platform.processor()])[0], "cores": cores, "python": platform.python_version()}
 
 
 def main() -> int:

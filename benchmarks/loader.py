@@ -32,6 +32,7 @@ import PIL.Image
 import PIL.ImageDraw
 import torch
 
+from machine import machine
 from rebus.batches.feed import Feed, build_batch, open_feed
 from rebus.batches.loader import iterate_batches
 from rebus.log import show_table
@@ -267,7 +268,7 @@ def main() -> int:
         speeds, sizes = measure_speed(folder, feeds, arguments.repeats), measure_bytes(folder, feeds[SIZES[-1]])
     show(speeds, sizes)
     if arguments.json:
-        figures = {"pictures": arguments.pictures, "speed": speeds, "bytes": sizes}
+        figures = {"machine": machine(), "pictures": arguments.pictures, "speed": speeds, "bytes": sizes}
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     missed = failures(speeds, sizes) if arguments.check else []
     for line in missed:

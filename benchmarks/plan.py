@@ -13,7 +13,6 @@ process: `rebus shards`, `rebus pack`, then opening the plan and building the fi
 
 import argparse
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from machine import machine
 from rebus.log import show_table
 
 HERE = Path(__file__).resolve()
@@ -197,13 +197,6 @@ def measure(num_rows: int, folder: Path, tokenizer: Path) -> dict:
         "first_batch": batch,
         "machine": machine(),
     }
-
-
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores, {names[0] if names else 'unknown'}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def first_batch(plan: Path) -> None:

@@ -33,11 +33,6 @@ def is_remote(place: str | Path) -> bool:
     return "://" in str(place)
 
 
-def list_files(folder: str, suffix: str) -> list[str]:
-    """The files of a folder that end so, in name order, as paths or URLs. Raises: DataError where it is missing."""
-    return list(list_versions(folder, suffix))
-
-
 def list_versions(folder: str, suffix: str) -> dict[str, tuple[object, ...]]:
     """The same files, each with its `file_version`; of a remote folder by one listing, without a request a file."""
     if not is_remote(folder):

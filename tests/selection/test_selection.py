@@ -14,7 +14,7 @@ from rebus.config import check_recipe
 from rebus.errors import ConfigError, DataError, StrangerError
 from rebus.fingerprint import Manifest, read_manifest, write_manifest
 from rebus.selection.config import Rule, SelectionRecipe
-from rebus.selection.read import kept_rows, read_selection
+from rebus.selection.read import SELECTION_FILE, kept_rows
 from rebus.selection.rules import apply_rule, keep_highest, uids_as_numbers
 from rebus.selection.run import run
 from rebus.shards.config import ShardsRecipe
@@ -173,7 +173,7 @@ def test_the_funnel_counts_everyone_once(pool, tmp_path):
 
 def test_the_table_says_why_and_points_into_the_index(pool, tmp_path):
     run(recipe(pool, tmp_path / "sel", {"column": "z", "min": 0.3}))
-    rows = read_selection(tmp_path / "sel").to_pylist()
+    rows = pq.read_table(tmp_path / "sel" / SELECTION_FILE).to_pylist()
     assert {row["key"]: row["dropped_by"] for row in rows} == {
         "0a": "", "0b": "", "0c": "no score", "0d": "damaged", "0e": "",
         "1a": "", "1b": "no score", "1c": "rule 0", "1d": "damaged", "1e": "damaged",
@@ -222,7 +222,7 @@ def test_an_interrupted_selection_is_no_selection(pool, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(recipe(pool, tmp_path / "sel", rule))
     with pytest.raises(DataError, match="not finished"):
-        read_selection(tmp_path / "sel")
+        list(kept_rows(tmp_path / "sel"))
     monkeypatch.undo()
     assert run(recipe(pool, tmp_path / "sel", rule)).num_kept == 4
 

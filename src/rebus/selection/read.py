@@ -4,21 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rebus.fingerprint import read_manifest
 
 SELECTION_FILE = "selection.parquet"
-
-
-def read_selection(folder: Path) -> pa.Table:
-    """Columns shard, row, key, uid, kept, dropped_by: every sample of the shards, those without index row as -1.
-
-    Raises: DataError where `folder` is no finished selection, StrangerError where it is something else.
-    """
-    read_manifest(folder, "selection")
-    return pq.read_table(Path(folder) / SELECTION_FILE)
 
 
 def kept_rows(folder: Path) -> Iterator[tuple[str, list[int]]]:

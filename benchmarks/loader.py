@@ -38,7 +38,7 @@ from rebus.batches.loader import iterate_batches
 from rebus.log import show_table
 from rebus.packs.config import PackRecipe
 from rebus.packs.run import run as pack
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import FixedConfig
 from rebus.records import Text
 from rebus.shards.config import ShardsRecipe
 from rebus.shards.read import iterate
@@ -126,7 +126,7 @@ def make_tokenizer(folder: Path) -> Path:
 
 
 def make_feed(folder: Path, size: int, tokenizer: Path) -> Feed:
-    image = ImageConfig(size=size, tokens_per_side=12)
+    image = FixedConfig(size=size, tokens_per_side=12)
     tokens = TokensConfig(tokenizer=tokenizer, image=image)
     out = folder / f"plan{size}"
     pack(PackRecipe(shards=[folder / "shards"], tokens=tokens, capacity=CAPACITY, out=out, num_workers=1))

@@ -18,7 +18,7 @@ from typing import Any
 
 import PIL.Image
 
-from rebus.pictures import decode_image
+from rebus.pictures.decode import decode_image
 from rebus.records import content_uid
 from rebus.shards.write import write_shard
 

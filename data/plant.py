@@ -21,7 +21,7 @@ from rebus.engine import list_shards
 from rebus.errors import DataError
 from rebus.fingerprint import discard, fingerprint, write_atomically
 from rebus.log import say
-from rebus.pictures import decode_image
+from rebus.pictures.decode import decode_image
 from rebus.shards import damage, index
 from rebus.shards.sources.tars import tars_fingerprint
 from rebus.shards.write import write_shard

@@ -55,15 +55,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_fol
     from rebus.checkpoints.save import save_model
     from rebus.model.config import ModelConfig
     from rebus.model.families import build
-    from rebus.pictures import ImageConfig
+    from rebus.pictures.config import FixedConfig
     from rebus.tokens.config import TokensConfig
-    from rebus.towers import TowerConfig
+    from rebus.towers.config import TowerConfig
 
     folder = tmp_path_factory.mktemp("checkpoint")
     save_tiny_llama(folder / "language", vocabulary=300)
-    tower = TowerConfig(kind="tiny", image_size=32)
-    model = build(ModelConfig(tower=tower, tokens_per_side=2, language=folder / "language"))
-    image = ImageConfig(size=32, tokens_per_side=2)
+    tower, image = TowerConfig(kind="tiny", image_size=32), FixedConfig(size=32, tokens_per_side=2)
+    model = build(ModelConfig(tower=tower, language=folder / "language"), image)
     tokens = TokensConfig(tokenizer=tiny_tokenizer_folder, template="chatml", image=image, max_tokens=256)
     save_model(model.requires_grad_(False), tokens.model_dump(mode="json"), folder / "model")
     return folder / "model"

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rebus.pictures import ImageConfig, _decode, decode_image, normalise, prepare_image, prepare_pixels, resize_image
+from rebus.pictures.config import FixedConfig
+from rebus.pictures.decode import decode_image
+from rebus.pictures.fixed import resize_image, square
+from rebus.pictures.prepare import normalise, prepare_image
 
 RESIZES = ["squash", "crop", "letterbox"]
 
@@ -175,9 +178,9 @@ def test_a_reduced_picture_stands_upright(resize: str, orientation: int):
     stored, exif = photo(401, 270), PIL.Image.Exif()
     exif[0x0112] = orientation
     upright = PIL.Image.fromarray(np.ascontiguousarray(UPRIGHT[orientation](np.asarray(stored))))
-    config = ImageConfig(size=60, resize=resize)
+    config = FixedConfig(size=60, resize=resize)
     wanted = np.asarray(resize_image(upright, config)).astype(int)
-    found = prepare_pixels(encoded(stored, "JPEG", quality=95, exif=exif), config).transpose(1, 2, 0)
+    found = square(encoded(stored, "JPEG", quality=95, exif=exif), config)
     assert np.abs(found - wanted).mean() < 2
 
 
@@ -195,8 +198,8 @@ def test_damaged_exif_turns_nothing():
 )
 @settings(max_examples=80, deadline=None)
 def test_jpeg_is_decoded_no_smaller_than_the_resize_needs(sides: tuple[int, int], size: int, resize: str):
-    config = ImageConfig(size=size, resize=resize)
-    picture, box, _ = _decode(encoded(PIL.Image.new("RGB", sides), "JPEG"), config)
+    config = FixedConfig(size=size, resize=resize)
+    picture, box, _ = decode(encoded(PIL.Image.new("RGB", sides), "JPEG"), Target(size, resize == "letterbox"))
     which = max if resize == "letterbox" else min
     scale = next((scale for scale in (8, 4, 2) if which(sides) >= scale * size), 1)
     exact = sides[0] / (box[2] if box else picture.width)
@@ -209,25 +212,25 @@ def test_jpeg_is_decoded_no_smaller_than_the_resize_needs(sides: tuple[int, int]
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (801, 603), (1023, 511)])
 def test_reduced_scale_looks_like_full_scale(resize: str, width: int, height: int):
-    config = ImageConfig(size=120, resize=resize)
+    config = FixedConfig(size=120, resize=resize)
     data = encoded(photo(width, height, seed=width), "JPEG", quality=90)
     full = np.asarray(resize_image(decode_image(data), config)).astype(int)
-    reduced = prepare_pixels(data, config).transpose(1, 2, 0)
+    reduced = square(data, config)
     assert not np.array_equal(reduced, full), "nothing was reduced"
     assert np.abs(reduced - full).mean() < 2
 
 
 def test_small_jpeg_and_other_formats_are_decoded_whole():
-    config = ImageConfig(size=100)
+    config = FixedConfig(size=100)
     for data in (encoded(photo(199, 120), "JPEG"), encoded(photo(600, 400)), encoded(photo(600, 400), "WEBP")):
         full = np.asarray(resize_image(decode_image(data), config))
-        assert np.array_equal(prepare_pixels(data, config).transpose(1, 2, 0), full)
+        assert np.array_equal(square(data, config), full)
 
 
 def test_prepare_image_is_prepared_pixels_normalised():
-    config = ImageConfig(size=50, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
+    config = FixedConfig(size=50, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
     data = encoded(photo(300, 200), "JPEG")
-    pixels = prepare_pixels(data, config)
+    pixels = square(data, config)
     assert pixels.dtype == np.uint8
     wanted = [(pixels[c].astype(np.float32) - np.float32(config.mean[c])) / np.float32(config.std[c]) for c in range(3)]
     assert np.array_equal(prepare_image(data, config), np.stack(wanted))
@@ -235,9 +238,9 @@ def test_prepare_image_is_prepared_pixels_normalised():
 
 
 def test_the_rule_is_part_of_the_fingerprint(monkeypatch):
-    before = ImageConfig().fingerprint
+    before = FixedConfig().fingerprint
     monkeypatch.setattr("rebus.pictures.RULE", 99)
-    assert ImageConfig().fingerprint != before
+    assert FixedConfig().fingerprint != before
 
 
 FORMS = [
@@ -264,7 +267,7 @@ def test_damaged_bytes_are_a_picture_or_a_value_error(form: tuple[str, str], spo
         data[place % len(data)] = value
     data = data[: cut or None]
     try:
-        pixels = prepare_pixels(bytes(data), ImageConfig(size=8))
+        pixels = square(bytes(data), FixedConfig(size=8))
     except ValueError:
         return
     assert pixels.shape == (3, 8, 8)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from rebus.errors import ConfigError, DataError
-from rebus.towers import FeatureCache, TowerConfig, build_tower, encode_cached, tower_fingerprint
+from rebus.towers.build import build_tower
+from rebus.towers.cache import FeatureCache, encode_cached
+from rebus.towers.config import TowerConfig, tower_fingerprint
 
 TINY = TowerConfig(kind="tiny", image_size=32)
 

@@ -10,10 +10,12 @@ import torch
 from rebus.model.config import ModelConfig
 from rebus.model.families import VisionLanguageModel, build
 from rebus.model.positions import document_positions
-from rebus.towers import TowerConfig
+from rebus.pictures.config import FixedConfig
+from rebus.towers.config import TowerConfig
 
 VOCABULARY = 97
 TOKENS_PER_IMAGE = 4
+IMAGE = FixedConfig(size=32, tokens_per_side=2)
 
 
 def save_tiny_llama(folder: Path, vocabulary: int = VOCABULARY) -> Path:
@@ -46,12 +48,12 @@ def language_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model_config(language_folder: Path) -> ModelConfig:
     tower = TowerConfig(kind="tiny", image_size=32)
-    return ModelConfig(tower=tower, tokens_per_side=2, language=language_folder)
+    return ModelConfig(tower=tower, language=language_folder)
 
 
 @pytest.fixture
 def model(model_config: ModelConfig) -> VisionLanguageModel:
-    return build(model_config).eval()
+    return build(model_config, IMAGE).eval()
 
 
 @dataclass(frozen=True)
@@ -90,4 +92,5 @@ def pack(documents: Sequence[Document]) -> dict[str, torch.Tensor]:
         "bounds": bounds,
         "pixels": torch.cat([document.pixels for document in documents]),
         "slots": torch.tensor(slots, dtype=torch.int64).reshape(-1, 2),
+        "grids": torch.tensor([[1, 32, 32]] * len(slots), dtype=torch.int64).reshape(-1, 3),
     }

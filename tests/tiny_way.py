@@ -10,7 +10,7 @@ import yaml
 
 from rebus.packs.config import PackRecipe
 from rebus.packs.run import run as pack
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import FixedConfig
 from rebus.tokens.config import TokensConfig
 from tiny_models import save_tiny_llama
 
@@ -38,7 +38,6 @@ class TinyWay:
             "plan": str(self.plan),
             "model": {
                 "tower": {"kind": "tiny", "image_size": 32},
-                "tokens_per_side": 2,
                 "language": str(self.language),
             },
             "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
@@ -56,6 +55,6 @@ class TinyWay:
 
 @pytest.fixture
 def tiny_way(tmp_path: Path, tiny_shards: Callable[..., Path], speaking_folder: Path) -> TinyWay:
-    tokens = TokensConfig(tokenizer=speaking_folder, image=ImageConfig(size=32, tokens_per_side=2))
+    tokens = TokensConfig(tokenizer=speaking_folder, image=FixedConfig(size=32, tokens_per_side=2))
     pack(PackRecipe(shards=[tiny_shards(40)], tokens=tokens, capacity=96, out=tmp_path / "plan"))
     return TinyWay(tmp_path, tmp_path / "plan", speaking_folder)

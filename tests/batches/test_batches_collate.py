@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from rebus.batches.batch import IGNORE, Batch
 from rebus.batches.collate import Document, collate
 from rebus.errors import SlotMismatchError
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import FixedConfig
 from rebus.records import Damage, Image
 from rebus.tokens.encode import IMAGE_ID, Encoded
 
 SHAPE = (3, 2, 2)
+RULE = FixedConfig(size=2)
 
 
 def document_of(pieces: list[tuple[str, int]], number: int) -> Document:
@@ -36,8 +37,10 @@ def document_of(pieces: list[tuple[str, int]], number: int) -> Document:
         np.array(starts, np.int32),
         np.array(lengths, np.int32),
         tuple(Image(2, 2) for _ in starts),
+        np.array([[1, 2, 2]] * len(starts), np.int32).reshape(-1, 3),
+        np.zeros(len(starts), np.float32),
     )
-    arrays = tuple(np.full(SHAPE, number + i / 10, np.float32) for i in range(len(starts)))
+    arrays = tuple(np.full((1, *SHAPE), number + i / 10, np.float32) for i in range(len(starts)))
     return Document(encoded, arrays, f"{number:032x}", f"key{number}")
 
 
@@ -65,13 +68,13 @@ def slow_collate(documents: list[Document]) -> dict[str, list]:
 @given(documents=documents)
 @settings(max_examples=150, deadline=None)
 def test_collate_is_the_slow_reference(documents: list[Document]):
-    batch, slow = collate(documents, SHAPE), slow_collate(documents)
+    batch, slow = collate(documents, SHAPE, RULE, is_raw=False), slow_collate(documents)
     for name in ("ids", "labels", "positions", "bounds"):
         assert getattr(batch, name).tolist() == slow[name], name
     assert batch.slots.tolist() == slow["slots"]
     arrays = [array for document in documents for array in document.arrays]
     assert batch.pixels.shape == (len(arrays), *SHAPE)
-    assert all(np.array_equal(have, want) for have, want in zip(batch.pixels.numpy(), arrays, strict=True))
+    assert all(np.array_equal(have[None], want) for have, want in zip(batch.pixels.numpy(), arrays, strict=True))
     assert batch.num_supervised == sum(document.encoded.num_supervised for document in documents)
     assert (batch.num_tokens, batch.num_documents, batch.num_images) == (
         len(slow["ids"]),
@@ -81,7 +84,7 @@ def test_collate_is_the_slow_reference(documents: list[Document]):
 
 
 def test_types_are_those_of_the_contract():
-    batch = collate([document_of([("image", 2), ("trained", 3)], 1)], SHAPE)
+    batch = collate([document_of([("image", 2), ("trained", 3)], 1)], SHAPE, RULE, is_raw=False)
     assert {name: getattr(batch, name).dtype for name in ("ids", "labels", "positions", "slots")} == dict.fromkeys(
         ("ids", "labels", "positions", "slots"), torch.int64
     )
@@ -90,7 +93,7 @@ def test_types_are_those_of_the_contract():
 
 
 def test_text_alone_still_has_pixels_of_the_right_shape():
-    batch = collate([document_of([("trained", 3)], 1)], SHAPE)
+    batch = collate([document_of([("trained", 3)], 1)], SHAPE, RULE, is_raw=False)
     assert batch.pixels.shape == (0, *SHAPE)
     assert batch.slots.shape == (0, 2)
 
@@ -98,7 +101,7 @@ def test_text_alone_still_has_pixels_of_the_right_shape():
 def test_an_image_too_few_names_the_sample():
     whole = document_of([("image", 2), ("trained", 1)], 7)
     with pytest.raises(SlotMismatchError, match=r"key7 .* has 1 image slots but 0 images"):
-        collate([Document(whole.encoded, (), whole.uid, whole.key)], SHAPE)
+        collate([Document(whole.encoded, (), whole.uid, whole.key)], SHAPE, RULE)
 
 
 @given(documents=documents, cuts=st.lists(st.integers(1, 5), max_size=4))
@@ -107,7 +110,7 @@ def test_documents_together_are_one_document(documents: list[Document], cuts: li
     """What attends together has one row of positions, and its labels stop at its end alone."""
     marks = sorted({min(cut, len(documents)) for cut in cuts} | {0, len(documents)})
     sizes = np.diff(marks).tolist()
-    batch = collate(documents, SHAPE, together=sizes)
+    batch = collate(documents, SHAPE, RULE, is_raw=False, together=sizes)
     start = 0
     for first, end in pairwise(marks):
         ids = np.concatenate([one.encoded.ids for one in documents[first:end]])
@@ -122,21 +125,21 @@ def test_documents_together_are_one_document(documents: list[Document], cuts: li
 
 def test_an_array_of_another_shape_is_refused():
     whole = document_of([("image", 2), ("trained", 1)], 7)
-    with pytest.raises(ValueError, match=r"image 0 is float32 \(3, 2, 2\), not float32 \(3, 2, 9\)"):
-        collate([whole], (3, 2, 9))
+    with pytest.raises(ValueError, match=r"image 0 has rows float32 \(3, 2, 2\), not float32 \(3, 2, 9\)"):
+        collate([whole], (3, 2, 9), RULE, is_raw=False)
 
 
-def test_bytes_without_the_rule_that_normalises_them_are_refused():
+def test_raw_pixels_and_the_models_own_are_not_confused():
     whole = document_of([("image", 2), ("trained", 1)], 7)
-    raw = replace(whole, arrays=(np.full(SHAPE, 200, np.uint8),))
-    with pytest.raises(ValueError, match=r"image 0 is uint8 \(3, 2, 2\), not float32"):
-        collate([raw], SHAPE)
-    assert collate([raw], SHAPE, image=ImageConfig(size=2)).pixels.dtype == torch.uint8
-    with pytest.raises(ValueError, match=r"image 0 is float32 \(3, 2, 2\), not uint8"):
-        collate([whole], SHAPE, image=ImageConfig(size=2))
+    raw = replace(whole, arrays=(np.full((1, *SHAPE), 200, np.uint8),))
+    with pytest.raises(ValueError, match=r"image 0 has rows uint8 \(3, 2, 2\), not float32"):
+        collate([raw], SHAPE, RULE, is_raw=False)
+    assert collate([raw], SHAPE, RULE).pixels.dtype == torch.uint8
+    with pytest.raises(ValueError, match=r"image 0 has rows float32 \(3, 2, 2\), not uint8"):
+        collate([whole], SHAPE, RULE)
 
 
 def test_moving_keeps_names_and_damage():
     damage = (Damage("00000.tar", "k", 0, "undecodable image"),)
-    moved: Batch = collate([document_of([("trained", 3)], 1)], SHAPE, damage).to("cpu")
+    moved: Batch = collate([document_of([("trained", 3)], 1)], SHAPE, RULE, damage).to("cpu")
     assert (moved.keys, moved.damage) == (("key1",), damage)

@@ -18,16 +18,16 @@ from rebus.errors import ConfigError, UnreachableError
 from rebus.mesh import Mesh
 from rebus.packs.config import PackRecipe
 from rebus.packs.run import run
-from rebus.pictures import normalise
+from rebus.pictures.prepare import Prepared, normalise
 from rebus.records import Image
-from rebus.tokens.config import ImageConfig, TokensConfig
+from rebus.tokens.config import FixedConfig, TokensConfig
 from tiny_samples import TinySample, tiny_picture, write_shards
 
 
 @pytest.fixture
 def make_feed(tmp_path: Path, tiny_tokenizer_folder: Path) -> Callable[..., Feed]:
     def make(shards: Path, preparation: Preparation | None = None, **changes) -> Feed:
-        image = ImageConfig(size=8, tokens_per_side=2)
+        image = FixedConfig(size=8, tokens_per_side=2)
         tokens = TokensConfig(tokenizer=tiny_tokenizer_folder, image=image)
         settings = {"tokens": tokens, "out": tmp_path / "plan", "capacity": 96, "num_workers": 1}
         run(PackRecipe(shards=[shards], **settings | changes))
@@ -92,11 +92,11 @@ def test_a_batch_of_nothing_but_damage_trains_on_nothing(make_feed, tmp_path: Pa
 def test_features_may_take_the_place_of_pixels(make_feed, tiny_shards):
     seen: list[Image] = []
 
-    def features(image: Image) -> np.ndarray:
+    def features(image: Image) -> Prepared:
         seen.append(image)
-        return np.ones((4, 5), dtype=np.float32)
+        return Prepared(np.ones((1, 4, 5), dtype=np.float32), (1, image.height, image.width))
 
-    feed = make_feed(tiny_shards(8), Preparation(features, (4, 5)))
+    feed = make_feed(tiny_shards(8), Preparation(features, (4, 5), is_raw=False))
     batch = build_batch(feed, (0,))
     assert batch.pixels.shape == (len(seen), 4, 5)
     assert all(image.data for image in seen)
@@ -168,7 +168,7 @@ def test_pixels_travel_as_bytes_and_arrive_normalised(make_feed, tiny_shards):
     batch = build_batch(feed, (0,))
     assert (batch.pixels.dtype, batch.image) == (torch.uint8, feed.plan.tokens.image)
     arrived = batch.to("cpu")
-    wanted = [normalise(pixels, feed.plan.tokens.image) for pixels in batch.pixels.numpy()]
+    wanted = normalise(batch.pixels.numpy(), feed.plan.tokens.image)
     assert arrived.pixels.dtype == torch.float32
     assert np.array_equal(arrived.pixels.numpy(), np.stack(wanted))
     assert torch.equal(arrived.to("cpu").pixels, arrived.pixels), "normalised once"
@@ -203,7 +203,7 @@ def test_across_documents_the_token_that_opens_one_is_predicted_from_the_end_of_
 ):
     """As Open-Qwen2VL was trained (reference: its packs carry a loss on every document's <s>)."""
     tokens = TokensConfig(
-        tokenizer=tiny_tokenizer_folder, image=ImageConfig(size=8, tokens_per_side=2), start_of_text="<|im_start|>"
+        tokenizer=tiny_tokenizer_folder, image=FixedConfig(size=8, tokens_per_side=2), start_of_text="<|im_start|>"
     )
     feed = make_feed(tiny_shards(40), cross_document=True, tokens=tokens)
     apart = replace(feed, plan=replace(feed.plan, manifest=replace(feed.plan.manifest, facts=isolated(feed))))

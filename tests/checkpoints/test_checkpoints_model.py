@@ -13,7 +13,7 @@ from rebus.errors import DataError, StrangerError
 from rebus.fingerprint import read_manifest
 from rebus.model.config import LoraConfig, ModelConfig
 from rebus.model.families import VisionLanguageModel, build, merge_lora
-from tiny_models import pack, random_document, save_tiny_llama
+from tiny_models import IMAGE, pack, random_document, save_tiny_llama
 
 TOKENS = {"template": "plain"}
 
@@ -28,7 +28,7 @@ def hidden(model: VisionLanguageModel) -> torch.Tensor:
 
 def disturbed(config: ModelConfig, part: str) -> VisionLanguageModel:
     """A model whose parameters with `part` in their name are as if trained, everything else frozen."""
-    model = build(config).eval()
+    model = build(config, IMAGE).eval()
     model.connector.set_statistics(torch.rand(16), torch.rand(16) + 0.5)
     torch.manual_seed(11)
     for name, parameter in model.named_parameters():
@@ -41,7 +41,7 @@ def disturbed(config: ModelConfig, part: str) -> VisionLanguageModel:
 @pytest.mark.parametrize(("part", "lora"), [("connector", None), ("lora_", LoraConfig(rank=4)), ("language", None)])
 def test_round_trip_to_the_bit(model_config: ModelConfig, tmp_path: Path, part: str, lora: LoraConfig | None):
     model = disturbed(model_config.model_copy(update={"lora": lora}), part)
-    assert not torch.equal(hidden(model), hidden(build(model_config).eval()))
+    assert not torch.equal(hidden(model), hidden(build(model_config, IMAGE).eval()))
     save_model(model, TOKENS, tmp_path / "out", {"plan": "abc"})
     loaded, tokens = load_model(tmp_path / "out")
     assert tokens == TOKENS
@@ -112,7 +112,8 @@ def test_peft_reads_the_adapter_without_rebus(model_config: ModelConfig, languag
     adapted = peft.PeftModel.from_pretrained(plain, tmp_path / "out" / "adapter").eval()
     ids = torch.arange(10)
     wanted = adapted(input_ids=ids[None], use_cache=False).logits[0]
-    ours = model.hidden(ids, ids, torch.tensor([0, 10]), torch.zeros(0, 3, 32, 32), torch.zeros(0, 2).long())
+    none = torch.zeros(0, 2, dtype=torch.long)
+    ours = model.hidden(ids, ids, torch.tensor([0, 10]), torch.zeros(0, 3, 32, 32), none, torch.zeros(0, 3).long())
     torch.testing.assert_close(model.head(ours), wanted, rtol=1e-5, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from rebus.errors import DataError
 from rebus.packs.config import PackRecipe
 from rebus.packs.plan import open_plan
 from rebus.packs.run import run as pack
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import FixedConfig
 from rebus.scores.config import ScoreRecipe
 from rebus.scores.run import run as score
 from rebus.selection.config import SelectionRecipe
@@ -52,7 +52,7 @@ def keys_of(pool: Path, plan: Path) -> list[str]:
 
 
 def pack_pool(pool: Path, language: Path, selection: Path | None) -> Path:
-    tokens = TokensConfig(tokenizer=language, image=ImageConfig(size=32, tokens_per_side=2))
+    tokens = TokensConfig(tokenizer=language, image=FixedConfig(size=32, tokens_per_side=2))
     out = pool.parent / "plan"
     pack(PackRecipe(shards=[pool], selection=selection, tokens=tokens, capacity=96, out=out, num_workers=1))
     return out

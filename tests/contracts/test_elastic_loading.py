@@ -15,7 +15,9 @@ from rebus.batches.loader import iterate_batches
 from rebus.mesh import Mesh
 from rebus.packs.config import PackRecipe
 from rebus.packs.run import run as pack
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import FixedConfig
+from rebus.pictures.prepare import Prepared
+from rebus.records import Image
 from rebus.tokens.config import TokensConfig
 from tiny_samples import TinySample, tiny_picture, write_shards
 
@@ -31,7 +33,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) 
     texts = [f"a photo of {'the ' * (i % 11)}{COLOURS[i % 5]} square" for i in range(120)]
     samples = [TinySample(text, tiny_picture(COLOURS[i % 5])) for i, text in enumerate(texts)]
     shards = write_shards(folder / "shards", samples, samples_per_shard=20)
-    tokens = TokensConfig(tokenizer=tiny_tokenizer_folder, image=ImageConfig(size=8, tokens_per_side=2))
+    tokens = TokensConfig(tokenizer=tiny_tokenizer_folder, image=FixedConfig(size=8, tokens_per_side=2))
     recipe = {"capacity": 64, "block_shards": 2, "num_workers": 1}
     pack(PackRecipe(shards=[shards], tokens=tokens, out=folder / "plan", **recipe))
     opened = open_feed(folder / "plan")
@@ -43,8 +45,12 @@ def feed(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) 
 @pytest.fixture(scope="module")
 def blind(feed: Feed) -> Feed:
     """The same, its pictures not decoded: for tests that only look at which documents come."""
-    array = np.zeros((1, 1), np.float32)
-    return Feed(feed.plan, feed.tokens, Preparation(lambda image: array, array.shape), feed.indexes)
+    rows = np.zeros((1, 1, 1), np.float32)
+
+    def unseen(image: Image) -> Prepared:
+        return Prepared(rows, (1, image.height, image.width))
+
+    return Feed(feed.plan, feed.tokens, Preparation(unseen, (1, 1), is_raw=False), feed.indexes)
 
 
 def load(feed: Feed, steps: range, world: int, num_workers: int, packs_per_batch: int = 1) -> Iterator[list[Batch]]:

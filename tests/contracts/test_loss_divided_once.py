@@ -21,9 +21,9 @@ def step_over(tiny_way, groups: list[tuple[int, ...]]):
     """One step over packs cut into the given micro-batches: its result and the gradients before the update."""
     recipe = load_recipe(TrainRecipe, tiny_way.recipe("unused"))
     assert recipe.model is not None
-    model = build(recipe.model.model_copy(update={"lora": None}))
-    trainable = freeze_all_but(model, {"connector", "language"})
     feed = open_feed(tiny_way.plan)
+    model = build(recipe.model.model_copy(update={"lora": None}), feed.plan.tokens.image)
+    trainable = freeze_all_but(model, {"connector", "language"})
     optimizer = torch.optim.SGD(trainable.values(), lr=0.0)
     batches = [build_batch(feed, group) for group in groups]
     result = train_step(model, batches, optimizer, max_grad_norm=1e9, mesh=Mesh())

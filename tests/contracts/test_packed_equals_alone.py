@@ -43,7 +43,7 @@ def test_alone_equals_plain_transformers(model: VisionLanguageModel, documents: 
     """The anchor: `alone` itself is what transformers computes with its own attention on the same embeddings."""
     batch = pack([documents[2]])
     ours = logits_of(model, batch)
-    embeddings = model.embed(batch["ids"], batch["pixels"], batch["slots"], batch["bounds"])
+    embeddings = model.embed(batch["ids"], batch["pixels"], batch["slots"], batch["grids"], batch["bounds"])
     model.language.set_attn_implementation("eager")
     theirs = model.language(inputs_embeds=embeddings[None], use_cache=False).logits[0]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

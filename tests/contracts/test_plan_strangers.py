@@ -11,7 +11,7 @@ from rebus.fingerprint import Manifest, write_manifest
 from rebus.packs.config import PackRecipe
 from rebus.packs.plan import open_plan
 from rebus.packs.run import run
-from rebus.tokens.config import ImageConfig, TokensConfig
+from rebus.tokens.config import FixedConfig, TokensConfig
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def tokens(tmp_path: Path, tiny_tokenizer_folder: Path) -> TokensConfig:
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     (folder / "tokenizer.json").write_bytes((tiny_tokenizer_folder / "tokenizer.json").read_bytes())
-    return TokensConfig(tokenizer=folder, image=ImageConfig(size=8, tokens_per_side=2))
+    return TokensConfig(tokenizer=folder, image=FixedConfig(size=8, tokens_per_side=2))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_its_own_rules_are_welcome(plan: Path, tokens: TokensConfig):
 
 
 def test_another_image_rule_is_named(plan: Path, tokens: TokensConfig):
-    other = tokens.model_copy(update={"image": ImageConfig(size=8, tokens_per_side=3), "template": "chatml"})
+    other = tokens.model_copy(update={"image": FixedConfig(size=8, tokens_per_side=3), "template": "chatml"})
     with pytest.raises(StrangerError) as caught:
         open_plan(plan, other)
     assert "tokens.image.tokens_per_side: expected 3, found 2" in str(caught.value)

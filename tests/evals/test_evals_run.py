@@ -14,7 +14,7 @@ from rebus.evals.config import EvalRecipe, PromptConfig
 from rebus.evals.examinee import Examinee, encode_question, label_ids
 from rebus.evals.run import run
 from rebus.evals.task import Item, read_items
-from rebus.pictures import prepare_image
+from rebus.pictures.prepare import prepare_image
 from rebus.tokens.config import TokensConfig
 from rebus.tokens.tokenizer import load_tokens
 
@@ -39,10 +39,11 @@ def brute_force(examinee: Examinee, pixels: torch.Tensor | None, label: str) -> 
     answer = label_ids(label, examinee.prompt, examinee.tokens)
     ids = torch.tensor([*prompt.ids.tolist(), *answer])
     slots = torch.tensor([[int(prompt.image_starts[0]), 4]]) if image else torch.zeros(0, 2, dtype=torch.long)
+    grids = torch.tensor([[1, 32, 32]] if image else []).long().reshape(-1, 3)
     pictures = pixels[None] if pixels is not None else torch.zeros(0, 3, 1, 1)
     bounds = torch.tensor([0, len(ids)], dtype=torch.int32)
     with torch.no_grad():
-        states = examinee.model.hidden(ids, torch.arange(len(ids)), bounds, pictures, slots)
+        states = examinee.model.hidden(ids, torch.arange(len(ids)), bounds, pictures, slots, grids)
         logs = examinee.model.head(states).log_softmax(-1)
     before = len(ids) - len(answer) - 1
     return sum(float(logs[before + place, number]) for place, number in enumerate(answer))

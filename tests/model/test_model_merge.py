@@ -5,9 +5,10 @@ import torch
 
 from rebus.errors import ConfigError, SlotMismatchError
 from rebus.model.config import ModelConfig
-from rebus.model.connector import Connector
-from rebus.model.families import VisionLanguageModel
+from rebus.model.connector import Connector, pool
+from rebus.model.families import VisionLanguageModel, build
 from rebus.model.merge import merge
+from rebus.pictures.config import FixedConfig
 from tiny_models import pack, random_document
 
 BOUNDS = torch.tensor([0, 6, 12])
@@ -18,7 +19,7 @@ SLOTS = torch.tensor([[1, 2], [8, 2]])
 def test_image_i_goes_to_slot_i():
     images = torch.arange(12.0).reshape(2, 2, 3) + 100
     embeddings = torch.zeros(12, 3)
-    merged = merge(embeddings, IDS, images, SLOTS.flip(0), BOUNDS)
+    merged = merge(embeddings, IDS, images.flatten(0, 1), [2, 2], SLOTS.flip(0), BOUNDS)
     assert torch.equal(merged[8:10], images[0])
     assert torch.equal(merged[1:3], images[1])
     assert merged[IDS >= 0].abs().sum() == 0
@@ -30,13 +31,18 @@ def test_image_i_goes_to_slot_i():
     [
         (IDS, SLOTS[:1], 2, r"1 image slots but 2 images"),
         (IDS, SLOTS[:1], 1, r"ids mark 4 image places, the slots 2"),
-        (IDS, torch.tensor([[1, 2], [7, 2]]), 2, r"token 7 in sample 'b' is 2 long with 1 places"),
-        (IDS, torch.tensor([[1, 2], [8, 3]]), 2, r"token 8 in sample 'b' is 3 long with 2 places.* 2 features"),
+        (
+            IDS,
+            torch.tensor([[1, 2], [7, 2]]),
+            2,
+            r"slots 4, of which 3 agree; the first .* token 7 in sample 'b'",
+        ),
+        (IDS, torch.tensor([[1, 2], [8, 3]]), 2, r"token 8 in sample 'b' is 3 long, but the model makes 2"),
     ],
 )
 def test_disagreements(ids: torch.Tensor, slots: torch.Tensor, num_images: int, message: str):
     with pytest.raises(SlotMismatchError, match=message):
-        merge(torch.zeros(12, 3), ids, torch.zeros(num_images, 2, 3), slots, BOUNDS, ("a", "b"))
+        merge(torch.zeros(12, 3), ids, torch.zeros(num_images * 2, 3), [2] * num_images, slots, BOUNDS, ("a", "b"))
 
 
 def test_text_alone_still_passes_the_connector(model: VisionLanguageModel):
@@ -47,7 +53,7 @@ def test_text_alone_still_passes_the_connector(model: VisionLanguageModel):
     gradients = [parameter.grad for parameter in model.connector.parameters()]
     assert gradients
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
-    arguments = (batch["pixels"], batch["slots"], batch["bounds"])
+    arguments = (batch["pixels"], batch["slots"], batch["grids"], batch["bounds"])
     assert torch.equal(model.embed(batch["ids"], *arguments), model.language.get_input_embeddings()(batch["ids"]))
 
 
@@ -62,7 +68,7 @@ def test_features_equal_pixels(model: VisionLanguageModel):
 def test_pooling_is_the_mean_of_its_quarter(model: VisionLanguageModel):
     features = torch.randn(2, 16, 16)
     quarter = features.reshape(2, 4, 4, 16)[:, 2:, :2].mean((1, 2))  # lower left
-    torch.testing.assert_close(model.connector.pool(features)[:, 2], quarter)
+    torch.testing.assert_close(pool(features, 2)[:, 2], quarter)
 
 
 def test_statistics_put_channels_on_one_scale(model: VisionLanguageModel):
@@ -74,15 +80,23 @@ def test_statistics_put_channels_on_one_scale(model: VisionLanguageModel):
 
 def test_a_dead_channel_stays_finite(model: VisionLanguageModel):
     model.connector.set_statistics(torch.zeros(16), torch.ones(16).index_fill(0, torch.tensor([3]), 0.0))
-    assert torch.isfinite(model.connector(torch.randn(1, 16, 16))).all()
+    assert torch.isfinite(model.connector(torch.randn(1, 16, 16), 2)).all()
 
 
 @pytest.mark.parametrize(("name", "linears"), [("linear", 1), ("mlp1x_gelu", 1), ("mlp2x_gelu", 2), ("mlp4x_gelu", 4)])
 def test_connectors_by_name(model_config: ModelConfig, name: str, linears: int):
-    connector = Connector(model_config.model_copy(update={"connector": name}), 16, 16, 32)
+    connector = Connector(model_config.model_copy(update={"connector": name}), 16, 32, has_newline=False)
     assert sum(isinstance(module, torch.nn.Linear) for module in connector.mlp) == linears
 
 
 def test_a_grid_too_small_is_refused(model_config: ModelConfig):
     with pytest.raises(ConfigError, match="tokens_per_side is 5, but the tower's grid is 4 x 4"):
-        Connector(model_config.model_copy(update={"tokens_per_side": 5}), 16, 16, 32)
+        build(model_config, FixedConfig(size=32, tokens_per_side=5))
+
+
+def test_one_connector_serves_any_number_of_tokens(model: VisionLanguageModel):
+    """144 in pre-training, 729 in fine-tuning: here 4 and 16, with the same weights."""
+    features = torch.randn(1, 16, 16)
+    few, many = (model.connector(pool(features, side), side) for side in (2, 4))
+    assert (few.shape[1], many.shape[1]) == (4, 16)
+    torch.testing.assert_close(model.connector(features, 2), few)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rebus.packs.cutting import Limits, cut_sample
 from rebus.packs.plan import Reference
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import FixedConfig
 from rebus.records import Image, Sample, Text
 from rebus.tokens.config import TokensConfig
 from rebus.tokens.encode import UnusableSample, encode
@@ -22,7 +22,7 @@ words = st.text("ab c.", min_size=1, max_size=12)
 
 @pytest.fixture(scope="session")
 def tokens(tiny_tokenizer_folder: Path) -> Tokens:
-    image = ImageConfig(size=64, patch_size=32, tokens_per_side=2)
+    image = FixedConfig(size=64, patch_size=32, tokens_per_side=2)
     return load_tokens(TokensConfig(tokenizer=tiny_tokenizer_folder, template="chatml", image=image))
 
 

@@ -13,7 +13,7 @@ import pytest
 from rebus.packs import run as pack_run
 from rebus.packs.config import CostConfig, PackRecipe, ShardsFolder
 from rebus.packs.plan import Plan, Reference, open_plan, pack_costs
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import FixedConfig
 from rebus.shards.read import open_index, read_sample
 from rebus.tokens.config import TokensConfig
 from rebus.tokens.encode import encode
@@ -23,7 +23,7 @@ from tiny_samples import TinySample, tiny_picture, write_shards
 
 @pytest.fixture
 def plan(tmp_path: Path, tiny_tokenizer_folder: Path) -> Callable[..., Plan]:
-    image = ImageConfig(size=64, patch_size=32, tokens_per_side=2)
+    image = FixedConfig(size=64, patch_size=32, tokens_per_side=2)
     tokens = TokensConfig(tokenizer=tiny_tokenizer_folder, image=image, template="chatml")
 
     def make(*shards: Path | ShardsFolder, name: str = "plan", **changes) -> Plan:

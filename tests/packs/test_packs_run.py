@@ -15,14 +15,14 @@ from rebus.packs.config import PackRecipe, ShardsFolder
 from rebus.packs.plan import open_plan
 from rebus.shards.index import SCHEMA, write_tables
 from rebus.shards.read import read_index
-from rebus.tokens.config import ImageConfig, TokensConfig
+from rebus.tokens.config import FixedConfig, TokensConfig
 from tiny_samples import TinySample, tiny_picture, write_shards
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_tokenizer_folder: Path) -> Callable[..., PackRecipe]:
     def make(*shards: Path, **changes) -> PackRecipe:
-        tokens = TokensConfig(tokenizer=tiny_tokenizer_folder, image=ImageConfig(size=8, tokens_per_side=2))
+        tokens = TokensConfig(tokenizer=tiny_tokenizer_folder, image=FixedConfig(size=8, tokens_per_side=2))
         settings = {"capacity": 96, "num_workers": 1, "out": tmp_path / "plan", "tokens": tokens}
         return PackRecipe(**{"shards": shards, **settings, **changes})
 

@@ -5,10 +5,10 @@ import PIL.Image
 import pytest
 
 from rebus.errors import DataError
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import FixedConfig
 from rebus.scores.decode import Decoded
 from rebus.scores.scorers import image_stats, pair_similarity, text_stats
-from rebus.towers import TowerConfig
+from rebus.towers.config import TowerConfig
 
 
 def decoded(text: str = "", picture: PIL.Image.Image | None = None) -> Decoded:
@@ -43,7 +43,7 @@ def test_text_stats_of_known_texts():
 @pytest.fixture
 def options(tmp_path) -> pair_similarity.Options:
     return pair_similarity.Options(
-        tower=TowerConfig(kind="tiny"), image=ImageConfig(), language=tmp_path, num_folds=4, text_dims=8
+        tower=TowerConfig(kind="tiny"), image=FixedConfig(), language=tmp_path, num_folds=4, text_dims=8
     )
 
 

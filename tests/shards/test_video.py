@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_shards_tars import picture
 
 from rebus.config import check_recipe
-from rebus.pictures import decode_image
+from rebus.pictures.decode import decode_image
 from rebus.records import Text, Video
 from rebus.shards import damage
 from rebus.shards.assemble import assemble

@@ -22,7 +22,7 @@ from rebus.show.page import DARK, INK, LIGHT, render_page
 from rebus.show.plan import summarise
 from rebus.show.scores import bin_counts, open_scores
 from rebus.show.view import SlotView, TokenView, view_pack
-from rebus.tokens.config import ImageConfig, TokensConfig
+from rebus.tokens.config import FixedConfig, TokensConfig
 from tiny_samples import TinySample, tiny_picture, write_shards
 
 
@@ -32,7 +32,7 @@ def plan(tmp_path: Path, tiny_tokenizer_folder: Path) -> Path:
     samples = [TinySample(f"a photo {number}", tiny_picture()) for number in range(6)] + [TinySample(messages=turns)]
     shards = write_shards(tmp_path / "shards", samples)
     tokens = TokensConfig(
-        tokenizer=tiny_tokenizer_folder, template="chatml", image=ImageConfig(size=8, tokens_per_side=2)
+        tokenizer=tiny_tokenizer_folder, template="chatml", image=FixedConfig(size=8, tokens_per_side=2)
     )
     # A folder name that says something else: names decide nothing.
     recipe = PackRecipe(shards=[shards], tokens=tokens, capacity=256, out=tmp_path / "runs_shards.tar", num_workers=1)
@@ -124,7 +124,7 @@ def pack_of(texts: list[str], folder: Path, tokenizer: Path, **changes: object) 
     page = {**pictures, "json": json.dumps({"texts": parts}).encode()}
     write_shard(folder / "in" / "00000.tar", [("page", page)])
     index(ShardsRecipe(source="tars", input=folder / "in", out=folder / "pages", num_workers=1))
-    tokens = TokensConfig(tokenizer=tokenizer, image=ImageConfig(size=8, tokens_per_side=2))
+    tokens = TokensConfig(tokenizer=tokenizer, image=FixedConfig(size=8, tokens_per_side=2))
     recipe = PackRecipe(shards=[folder / "pages"], tokens=tokens, out=folder / "plan", num_workers=1, **changes)
     pack(recipe)
     return recipe.out

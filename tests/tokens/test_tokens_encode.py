@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rebus.errors import DataError
 from rebus.records import Image, Sample, Text
-from rebus.tokens.config import ImageConfig, TokensConfig
+from rebus.tokens.config import FixedConfig, TokensConfig
 from rebus.tokens.encode import IMAGE_ID, Count, UnusableSample, count, count_batch, encode, encode_prompt
 from rebus.tokens.tokenizer import Tokens, load_tokens, stop_ids, tokens_fingerprint
 
@@ -26,7 +26,7 @@ def chatml(tiny_tokenizer_folder: Path) -> Tokens:
 
 @pytest.fixture(scope="session")
 def plain(tiny_tokenizer_folder: Path) -> Tokens:
-    return load_tokens(TokensConfig(tokenizer=tiny_tokenizer_folder, image=ImageConfig(tokens_per_side=2)))
+    return load_tokens(TokensConfig(tokenizer=tiny_tokenizer_folder, image=FixedConfig(tokens_per_side=2)))
 
 
 def sample_of(*parts) -> Sample:
@@ -123,7 +123,7 @@ parts = st.lists(
 @quick
 def test_counts_of_a_batch_are_what_encode_gives_one_by_one(tiny_tokenizer_folder: Path, batch, template, opened: bool):
     start = "<|im_start|>" if opened else None
-    image = ImageConfig(size=64, patch_size=32, tokens_per_side=2)
+    image = FixedConfig(size=64, patch_size=32, tokens_per_side=2)
     config = TokensConfig(
         tokenizer=tiny_tokenizer_folder, template=template, image=image, max_tokens=20, start_of_text=start
     )

@@ -13,7 +13,7 @@ from rebus.errors import DataError
 from rebus.mesh import Mesh
 from rebus.packs.config import PackRecipe
 from rebus.packs.run import run as pack
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import FixedConfig
 from rebus.records import Damage
 from rebus.tokens.config import TokensConfig
 from rebus.training import loop
@@ -70,7 +70,7 @@ def damaged_plan(tmp_path: Path, speaking_folder: Path) -> Path:
     shards = write_shards(
         tmp_path / "bad_shards", [TinySample(f"a photo {i}", data) for i, data in enumerate(pictures)]
     )
-    tokens = TokensConfig(tokenizer=speaking_folder, image=ImageConfig(size=32, tokens_per_side=2))
+    tokens = TokensConfig(tokenizer=speaking_folder, image=FixedConfig(size=32, tokens_per_side=2))
     pack(PackRecipe(shards=[shards], tokens=tokens, capacity=96, out=tmp_path / "bad_plan", num_workers=1))
     return tmp_path / "bad_plan"
 
@@ -102,7 +102,7 @@ def one_a_pack(folder: Path, language: Path, broken: set[int], number: int = 8) 
     whole, cut_off = tiny_picture(), tiny_picture(size=(200, 200))[:60] + noise
     samples = [TinySample(f"a photo {i}", cut_off if i in broken else whole) for i in range(number)]
     shards = write_shards(folder / "single_shards", samples)
-    tokens = TokensConfig(tokenizer=language, image=ImageConfig(size=32, tokens_per_side=2))
+    tokens = TokensConfig(tokenizer=language, image=FixedConfig(size=32, tokens_per_side=2))
     pack(PackRecipe(shards=[shards], tokens=tokens, capacity=12, out=folder / "single", num_workers=1))
     return folder / "single"
 
@@ -144,7 +144,7 @@ def test_documents_of_one_name_in_two_folders_are_both_listed(tiny_way, tmp_path
     cut_off = tiny_picture(size=(200, 200))[:60] + np.random.default_rng(0).bytes(64)
     samples = [TinySample("a photo", cut_off), TinySample("a photo", tiny_picture())]
     folders = [write_shards(tmp_path / name, samples) for name in ("one", "two")]
-    tokens = TokensConfig(tokenizer=tiny_way.language, image=ImageConfig(size=32, tokens_per_side=2))
+    tokens = TokensConfig(tokenizer=tiny_way.language, image=FixedConfig(size=32, tokens_per_side=2))
     pack(PackRecipe(shards=folders, tokens=tokens, capacity=96, out=tmp_path / "both", num_workers=1))
     recipe = load_recipe(TrainRecipe, tiny_way.recipe("run", plan=str(tmp_path / "both"), steps=1, packs_per_step=1))
     run(recipe)

@@ -1,27 +1,31 @@
 """What the model reads: documents end to end, no padding."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import ImageConfig
 from rebus.records import Damage
 
 IGNORE = -100
 """Label of a position that predicts nothing that counts."""
 
-TENSORS = ("ids", "labels", "positions", "bounds", "pixels", "slots")
+TENSORS = ("ids", "labels", "positions", "pixels")
+"""What travels to the device. The rest are small whole numbers that layouts are computed from: they stay on the host,
+so that no kernel is waited for."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """T tokens, S stretches of them that attend to nothing else, D documents, N images.
+    """T tokens, S stretches of them that attend to nothing else, D documents, N pictures (a video may be one).
 
     ids: int64 [T], -1 at image slots. labels: int64 [T], the target predicted AT position t (already shifted), IGNORE
-    where none; never of the next stretch. positions: int64 [T], from 0 in each stretch. bounds: int32 [S + 1]. A
-    stretch is a document, or a whole pack where the plan is `cross_document`.
-    pixels: uint8 [N, 3, H, W] as `image` says, normalised on the way to the device; or float32 as the model takes them
-    (`image` is None): [N, 3, H, W], or features [N, tokens, C]. slots: int64 [N, 2], start and length in T.
+    where none; never of the next stretch. positions: int64 [T], from 0 in each stretch, or [3, T] (tokens.positions).
+    bounds: int32 [S + 1]. A stretch is a document, or a whole pack where the plan is `cross_document`.
+    pixels: uint8 [R, *row_shape] as `image` says, normalised on the way to the device; or float32 as the model takes
+    them (`image` is None): the same, or features [N, tokens, C]. slots: int64 [N, 2], start and length in T.
+    grids: int64 [N, 3], how each picture's rows lie (pictures.prepare.Grid).
     uids, keys: of the D documents. damage: documents of the packs that could not be loaded.
     """
 
@@ -31,6 +35,7 @@ class Batch:
     bounds: torch.Tensor
     pixels: torch.Tensor
     slots: torch.Tensor
+    grids: torch.Tensor
     uids: tuple[str, ...]
     keys: tuple[str, ...]
     damage: tuple[Damage, ...] = ()
@@ -72,9 +77,9 @@ class Batch:
 
 
 def normalised(pixels: torch.Tensor, image: ImageConfig) -> torch.Tensor:
-    """uint8 [N, 3, H, W] -> float32, bit for bit what pictures.normalise makes; a quarter of the bytes travelled."""
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=pixels.device)[:, None, None]
-        for values in (image.mean, image.std)
-    )
-    return (pixels.contiguous().float() - mean) / std
+    """uint8 [R, *row_shape] -> float32, bit for bit what pictures.normalise makes; a quarter of the bytes travelled."""
+    mean, std = (torch.tensor(values, dtype=torch.float32, device=pixels.device) for values in (image.mean, image.std))
+    per_channel = math.prod(image.row_shape) // 3
+    shape = (3, 1, 1) if len(image.row_shape) == 3 else (3, 1)
+    planes = pixels.contiguous() if len(image.row_shape) == 3 else pixels.view(-1, 3, per_channel)
+    return ((planes.float() - mean.view(shape)) / std.view(shape)).view(-1, *image.row_shape)

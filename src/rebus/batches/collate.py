@@ -8,14 +8,15 @@ import torch
 
 from rebus.batches.batch import IGNORE, Batch
 from rebus.errors import SlotMismatchError
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import ImageConfig
 from rebus.records import Damage
 from rebus.tokens.encode import Encoded
+from rebus.tokens.positions import token_positions
 
 
 @dataclass(frozen=True)
 class Document:
-    """An encoded sample with what fills its image slots: one array an image, all of one shape."""
+    """An encoded sample with what fills its image slots: rows [R, *shape] a picture, all of one shape but R."""
 
     encoded: Encoded
     arrays: tuple[np.ndarray, ...]
@@ -25,18 +26,19 @@ class Document:
 
 def collate(
     documents: Sequence[Document],
-    image_shape: tuple[int, ...],
+    row_shape: tuple[int, ...],
+    rule: ImageConfig,
     damage: tuple[Damage, ...] = (),
     *,
-    image: ImageConfig | None = None,
+    is_raw: bool = True,
     together: Sequence[int] | None = None,
 ) -> Batch:
     """Lays at least one document end to end.
 
-    image_shape: of one image's array, as of (3, H, W); a batch without images holds an empty [0, *image_shape].
-    image: what the arrays are where they are uint8 pixels; None: float32 as the model takes them.
-    together: numbers of documents that attend to one another, as of whole packs; None: each to itself alone.
-    Raises: SlotMismatchError where a document has another number of arrays than of image slots.
+    row_shape: of one row of an image's array, as (3, H, W); a batch without images holds an empty [0, *row_shape].
+    rule: what the pixels were made by. is_raw: they are uint8, still to be normalised by it; False: float32 as the
+    model takes them. together: numbers of documents that attend to one another, as of whole packs; None: each to
+    itself alone. Raises: SlotMismatchError where a document has another number of arrays than of image slots.
     """
     for document in documents:
         _check_slots(document)
@@ -48,17 +50,21 @@ def collate(
         bounds = bounds[np.cumsum([0, *together])]
     ids = np.concatenate([one.ids for one in encoded]).astype(np.int64)
     trainable = np.concatenate([one.trainable for one in encoded])
+    slots, grids = _slots(encoded, starts), np.concatenate([one.grids for one in encoded])
+    seconds = np.concatenate([one.seconds for one in encoded])
+    positions = token_positions(bounds, slots[:, 0], slots[:, 1], grids, seconds, rule)
     return Batch(
         ids=torch.from_numpy(ids),
         labels=torch.from_numpy(_shifted_labels(ids, trainable, bounds)),
-        positions=torch.from_numpy(np.arange(len(ids)) - np.repeat(bounds[:-1], np.diff(bounds))),
+        positions=torch.from_numpy(positions),
         bounds=torch.from_numpy(bounds.astype(np.int32)),
-        pixels=_stack([array for document in documents for array in document.arrays], image_shape, image),
-        slots=torch.from_numpy(_slots(encoded, starts)),
+        pixels=_stack([array for document in documents for array in document.arrays], row_shape, is_raw),
+        slots=torch.from_numpy(slots),
+        grids=torch.from_numpy(grids.astype(np.int64)),
         uids=tuple(document.uid for document in documents),
         keys=tuple(document.key for document in documents),
         damage=damage,
-        image=image,
+        image=rule if is_raw else None,
     )
 
 
@@ -77,16 +83,21 @@ def _slots(encoded: Sequence[Encoded], starts: np.ndarray) -> np.ndarray:
     return np.stack([begin, np.concatenate([one.image_lengths for one in encoded]).astype(np.int64)], axis=1)
 
 
-def _stack(arrays: Sequence[np.ndarray], image_shape: tuple[int, ...], image: ImageConfig | None) -> torch.Tensor:
-    """[N, *image_shape], every array written once. Pixels lie in memory as Pillow gives them, RGB by RGB: turning
-    them into planes here would cost a tenth of the decoding, and on the device next to nothing."""
-    shape = image_shape if image is None else (*image_shape[1:], image_shape[0])
-    stacked = np.empty((len(arrays), *shape), dtype=np.float32 if image is None else np.uint8)
+def _stack(arrays: Sequence[np.ndarray], row_shape: tuple[int, ...], is_raw: bool) -> torch.Tensor:
+    """[R, *row_shape], every array written once. Planes lie in memory as Pillow gives them, RGB by RGB: turning them
+    here would cost a tenth of the decoding, and on the device next to nothing."""
+    is_planes = is_raw and len(row_shape) == 3
+    shape = (*row_shape[1:], row_shape[0]) if is_planes else row_shape
+    stacked = np.empty((sum(map(len, arrays)), *shape), dtype=np.uint8 if is_raw else np.float32)
+    start = 0
     for number, array in enumerate(arrays):
-        if (array.shape, array.dtype) != (image_shape, stacked.dtype):
-            raise ValueError(f"image {number} is {array.dtype} {array.shape}, not {stacked.dtype} {image_shape}.")
-        stacked[number] = array if image is None else array.transpose(1, 2, 0)
-    return torch.from_numpy(stacked if image is None else stacked.transpose(0, 3, 1, 2))
+        if (array.shape[1:], array.dtype) != (row_shape, stacked.dtype):
+            raise ValueError(
+                f"image {number} has rows {array.dtype} {array.shape[1:]}, not {stacked.dtype} {row_shape}."
+            )
+        stacked[start : start + len(array)] = array.transpose(0, 2, 3, 1) if is_planes else array
+        start += len(array)
+    return torch.from_numpy(stacked.transpose(0, 3, 1, 2) if is_planes else stacked)
 
 
 def _check_slots(document: Document) -> None:

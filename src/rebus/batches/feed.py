@@ -12,7 +12,8 @@ from rebus.batches.collate import Document, collate
 from rebus.batches.indexes import Indexes
 from rebus.errors import DataError, UnreachableError
 from rebus.packs.plan import Plan, Reference, open_plan
-from rebus.pictures import ImageConfig, prepare_pixels
+from rebus.pictures.config import ImageConfig
+from rebus.pictures.prepare import Prepared, Visual, prepare
 from rebus.records import Damage, Image
 from rebus.shards.cache import ShardCache
 from rebus.shards.damage import UNDECODABLE_IMAGE
@@ -21,19 +22,21 @@ from rebus.tokens.config import TokensConfig
 from rebus.tokens.encode import UNREADABLE, Encoded, UnusableSample, encode
 from rebus.tokens.tokenizer import Tokens, load_tokens, special_id
 
+NO_GRIDS = np.empty((0, 3), np.int32), np.empty(0, np.float32)
+
 
 @dataclass(frozen=True)
 class Preparation:
-    """What fills an image slot. function: Image -> array of `shape`. It raises ValueError for a picture that it cannot
-    use, and runs in the loader's threads.
+    """What fills an image slot. function: picture or video -> Prepared with rows of `shape`. It raises ValueError for
+    one that it cannot use, and runs in the loader's threads.
 
-    image: for uint8 pixels (3, H, W), by which rule they are normalised once they are on the device; None where the
-    arrays are float32 as the model takes them: normalised pixels, or cached features (tokens, C).
+    is_raw: the rows are uint8 pixels, normalised once they are on the device; else float32 as the model takes them:
+    normalised pixels, or cached features (tokens, C).
     """
 
-    function: Callable[[Image], np.ndarray]
+    function: Callable[[Visual], Prepared]
     shape: tuple[int, ...]
-    image: ImageConfig | None = None
+    is_raw: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def open_feed(
 ) -> Feed:
     """Opens a plan for reading.
 
-    tokens: None takes the plan's own rules. preparation: None decodes and resizes pixels (pictures.prepare_pixels).
+    tokens: None takes the plan's own rules. preparation: None decodes and resizes pixels (pictures.prepare).
     shard_cache: folder that keeps remote shards while they are read; None asks for every sample by its range.
     Raises: StrangerError where tokenizer, rules or shards are not those of the plan; DataError.
     """
@@ -72,7 +75,7 @@ def open_feed(
 
 def pixels_of(config: ImageConfig) -> Preparation:
     """The default preparation: decoded and resized pixels."""
-    return Preparation(partial(_pixels, config=config), (3, config.size, config.size), config)
+    return Preparation(partial(prepare, config=config), config.row_shape)
 
 
 def build_batch(feed: Feed, packs: tuple[int, ...]) -> Batch:
@@ -89,8 +92,9 @@ def build_batch(feed: Feed, packs: tuple[int, ...]) -> Batch:
     return collate(
         [one for pack in kept for one in pack] or [_nothing(feed.tokens)],
         feed.preparation.shape,
+        feed.plan.tokens.image,
         tuple(one for pack in loaded for one in pack if isinstance(one, Damage)),
-        image=feed.preparation.image,
+        is_raw=feed.preparation.is_raw,
         together=together if feed.plan.cross_document else None,
     )
 
@@ -126,7 +130,7 @@ def _prepare(feed: Feed, found: "_Undecoded | Damage") -> Document | Damage:
     if isinstance(found, Damage):
         return found
     try:
-        arrays = tuple(feed.preparation.function(image) for image in found.encoded.images)
+        arrays = tuple(_rows(feed, found.encoded, number) for number in range(len(found.encoded.images)))
     except ValueError as error:
         return Damage(str(found.reference.shard), found.key, found.offset, UNDECODABLE_IMAGE, str(error))
     return Document(found.encoded, arrays, found.reference.uid, found.key)
@@ -161,10 +165,12 @@ def _check_count(encoded: Encoded, reference: Reference) -> None:
         raise UnusableSample("not as planned", f"{encoded.num_tokens} tokens, the plan has {reference.num_tokens}")
 
 
-def _pixels(image: Image, config: ImageConfig) -> np.ndarray:
-    if image.data is None:
-        raise ValueError("the image has a size but no data.")
-    return prepare_pixels(image.data, config)
+def _rows(feed: Feed, encoded: Encoded, number: int) -> np.ndarray:
+    """Raises: ValueError where the decoded picture does not have the shape that its slot was counted for."""
+    prepared, planned = feed.preparation.function(encoded.images[number]), tuple(encoded.grids[number].tolist())
+    if prepared.grid != planned:
+        raise ValueError(f"image {number} is {prepared.grid} where {planned} was planned; index its shard again")
+    return prepared.rows
 
 
 def _nothing(tokens: Tokens) -> Document:
@@ -172,4 +178,4 @@ def _nothing(tokens: Tokens) -> Document:
     walks the same graph."""
     end = special_id(tokens.tokenizer, tokens.config.end_of_text)
     empty = np.empty(0, dtype=np.int32)
-    return Document(Encoded(np.array([end], np.int32), np.array([False]), empty, empty, ()), (), "", "")
+    return Document(Encoded(np.array([end], np.int32), np.array([False]), empty, empty, (), *NO_GRIDS), (), "", "")

@@ -5,20 +5,28 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from pydantic import TypeAdapter
 
 from rebus.checkpoints.save import ADAPTER_PREFIX, language_fingerprint
 from rebus.errors import DataError, StrangerError
 from rebus.fingerprint import read_manifest, refuse_stranger
 from rebus.model.config import ModelConfig
 from rebus.model.families import VisionLanguageModel, build
-from rebus.towers import tower_fingerprint
+from rebus.pictures.config import ImageConfig
+from rebus.towers.config import tower_fingerprint
 
 
 def load_model(
-    folder: Path, *, device: str = "cpu", language: Path | None = None, tower_weights: Path | None = None
+    folder: Path,
+    *,
+    image: ImageConfig | None = None,
+    device: str = "cpu",
+    language: Path | None = None,
+    tower_weights: Path | None = None,
 ) -> tuple[VisionLanguageModel, dict[str, Any]]:
     """Returns the model in eval mode and the TokensConfig it was trained with, as JSON values.
 
+    image: another rule than the one it was trained with, such as more tokens a picture; None: that one.
     language, tower_weights: where the base weights lie now, if they have moved since; else where training had them.
     Raises: DataError where something is missing, StrangerError where base weights are not those of the training.
     """
@@ -27,7 +35,8 @@ def load_model(
     config = _located(folder, ModelConfig.model_validate(body["model"]), language, tower_weights)
     found = {"language": language_fingerprint(config.language), "tower": tower_fingerprint(config.tower)}
     refuse_stranger(folder, body["base"], found, "The base weights changed. Import those of the training again.")
-    model = build(config, device=device)
+    rule = image or TypeAdapter(ImageConfig).validate_python(body["image"])
+    model = build(config, rule, device=device)
     model.connector.load_state_dict(safetensors.torch.load_file(folder / "connector.safetensors", device=device))
     if config.lora is not None:
         _load_adapter(model, folder / "adapter" / "adapter_model.safetensors", device)

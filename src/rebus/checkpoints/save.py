@@ -25,7 +25,7 @@ from rebus.fingerprint import (
     write_manifest,
 )
 from rebus.model.families import VisionLanguageModel
-from rebus.towers import tower_fingerprint
+from rebus.towers.config import tower_fingerprint
 
 ADAPTER_PREFIX = "base_model.model."
 """Stands before every name in peft's adapter files."""
@@ -56,7 +56,8 @@ def save_model(
         "language": language_fingerprint(language if is_tuned else model.config.language),
         "tower": tower_fingerprint(model.config.tower),
     }
-    body = {"model": model.config.model_dump(mode="json"), "tokens": tokens, "base": base}
+    parts = {"model": model.config.model_dump(mode="json"), "image": model.image.model_dump(mode="json")}
+    body = {**parts, "tokens": tokens, "base": base}
     write_atomically(folder / "model.json", json.dumps(body, indent=2) + "\n")
     written = [folder / "connector.safetensors", *sorted(adapter.glob("*"))]
     weights = {str(path.relative_to(folder)): file_fingerprint(path) for path in written}

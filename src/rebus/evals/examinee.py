@@ -7,19 +7,22 @@ import numpy as np
 import torch
 
 from rebus.checkpoints.load import load_model
-from rebus.errors import DataError
+from rebus.errors import ConfigError, DataError
 from rebus.evals.config import EvalRecipe, PromptConfig
 from rebus.evals.task import Item
 from rebus.log import track
 from rebus.model.families import VisionLanguageModel, merge_lora
 from rebus.model.generate import Prompt, Sampling, generate, prompt_of, score_continuations
-from rebus.pictures import ImageConfig, prepare_image
+from rebus.pictures.config import FixedConfig, ImageConfig
+from rebus.pictures.prepare import prepare_image
 from rebus.records import Image
 from rebus.tokens.config import TokensConfig
 from rebus.tokens.encode import Encoded, encode_prompt, encode_spans
+from rebus.tokens.positions import prompt_positions
 from rebus.tokens.template import SpecialSpan, TextSpan, user_turn
 from rebus.tokens.tokenizer import TURN_END, Tokens, load_tokens, stop_ids
-from rebus.towers import FeatureCache, encode_cached, tower_fingerprint
+from rebus.towers.cache import FeatureCache, encode_cached
+from rebus.towers.config import tower_fingerprint
 
 PICTURES_AT_ONCE = 16
 
@@ -36,7 +39,7 @@ class Examinee:
         self.tokens = load_tokens(TokensConfig.model_validate(tokens))
         self.prompt = recipe.prompt
         self.items = {item.uid: number for number, item in enumerate(items)}
-        self.features = read_features(self.model, self.tokens.config.image, items, recipe)
+        self.features = read_features(self.model, fixed_rule(self.tokens.config.image), items, recipe)
         self.image = items[0].image
         self.label_ids = lru_cache(maxsize=None)(partial(label_ids, prompt=recipe.prompt, tokens=self.tokens))
 
@@ -56,8 +59,16 @@ class Examinee:
     def _prompt(self, picture: str | None) -> Prompt:
         encoded = encode_question(self.prompt, self.image if picture is not None else None, self.tokens)
         features = self.features[self.items[picture]][None] if picture is not None else None
-        starts, lengths = encoded.image_starts, encoded.image_lengths
-        return prompt_of(encoded.ids, starts, lengths, features, device=self.model.device, key=picture or "no picture")
+        positions = prompt_positions(encoded, self.tokens.config.image)
+        key, device = picture or "no picture", self.model.device
+        return prompt_of(encoded.ids, positions, encoded.slots, encoded.grids, features, device=device, key=key)
+
+
+def fixed_rule(image: ImageConfig) -> FixedConfig:
+    """Raises: ConfigError where pictures are no squares: features are kept one array a picture."""
+    if not isinstance(image, FixedConfig):
+        raise ConfigError(f"the evaluation keeps features of square pictures; this checkpoint's are '{image.kind}'.")
+    return image
 
 
 def encode_question(prompt: PromptConfig, image: Image | None, tokens: Tokens) -> Encoded:
@@ -82,7 +93,7 @@ def label_ids(label: str, prompt: PromptConfig, tokens: Tokens) -> list[int]:
 
 
 def read_features(
-    model: VisionLanguageModel, image: ImageConfig, items: Sequence[Item], recipe: EvalRecipe
+    model: VisionLanguageModel, image: FixedConfig, items: Sequence[Item], recipe: EvalRecipe
 ) -> torch.Tensor:
     """Features [items, num_tokens, width] of all pictures, from the cache where it has them.
 
@@ -97,7 +108,7 @@ def read_features(
 
 
 def _features(
-    model: VisionLanguageModel, cache: FeatureCache | None, image: ImageConfig, items: Sequence[Item]
+    model: VisionLanguageModel, cache: FeatureCache | None, image: FixedConfig, items: Sequence[Item]
 ) -> np.ndarray:
     pictures = {item.image.data or b"": item for item in items}
 

@@ -1,7 +1,9 @@
 """Attention that never crosses a document, over padding-free packs; registered with transformers, no model patched.
+A document may also be a picture, a frame or a window of one: towers attend both ways inside them.
 
 `rebus_packed`: on the CPU, documents are laid into right-padded batches of similar length and each batch is one
 causal SDPA: under causality no real token sees the padding behind it, so there is no mask and nothing is O(T^2).
+Without causality a batch holds documents of one length, so there is no padding either.
 On CUDA in half precision, torch's variable-length flash attention runs on the pack as it is.
 `rebus_reference`: one dense mask over the pack; slow, obviously right, for tests.
 
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from rebus.model.positions import document_indices
 
@@ -30,7 +32,7 @@ class Documents:
 
     bounds: int32 [D + 1]. max_length: tokens of the longest. slots: int64 [S], the token that each slot of the padded
     batches holds, -1 for padding. home: int64 [T], each token's slot. batches: (documents, length) of each padded
-    batch; the batches stand one after another in the S slots.
+    batch; the batches stand one after another in the S slots. is_causal: tokens see none that come after them.
     """
 
     bounds: torch.Tensor
@@ -38,15 +40,21 @@ class Documents:
     slots: torch.Tensor
     home: torch.Tensor
     batches: tuple[tuple[int, int], ...]
+    is_causal: bool = True
 
 
-def documents_of(bounds: torch.Tensor) -> Documents:
-    """Computes the layout of a pack from bounds int [D + 1]; empty documents are left out."""
+def documents_of(
+    bounds: torch.Tensor, *, is_causal: bool = True, device: torch.device | str | None = None
+) -> Documents:
+    """Computes the layout of a pack from bounds int [D + 1]; empty documents are left out.
+
+    Bounds on the host cost no wait for a GPU. device: where the layout is wanted; None: where bounds is.
+    """
     edges = bounds.tolist()
     groups: dict[int, list[tuple[int, int]]] = {}
     for start, end in itertools.pairwise(edges):
         if end > start:
-            groups.setdefault(_bucket(end - start), []).append((start, end))
+            groups.setdefault(_bucket(end - start) if is_causal else end - start, []).append((start, end))
     slots, batches = [], []
     for _, spans in sorted(groups.items()):
         starts, ends = torch.tensor(spans).T
@@ -58,9 +66,11 @@ def documents_of(bounds: torch.Tensor) -> Documents:
     real = (flat >= 0).nonzero().squeeze(1)
     home = torch.empty(len(real), dtype=torch.long)
     home[flat[real]] = real
-    device = bounds.device
+    device = bounds.device if device is None else device
     longest = max(length for _, length in batches)
-    return Documents(bounds.int(), longest, flat.to(device), home.to(device), tuple(batches))
+    tensors = (tensor.to(device, non_blocking=True) for tensor in (bounds.int(), flat, home))
+    edges_there, slots_there, home_there = tensors
+    return Documents(edges_there, longest, slots_there, home_there, tuple(batches), is_causal)
 
 
 def _bucket(length: int) -> int:
@@ -112,7 +122,7 @@ def packed_attention(
     documents: Documents | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each document; transformers' attention signature; returns [1, T, heads, d], None."""
+    """Attention inside each document; transformers' attention signature; returns [1, T, heads, d], None."""
     if documents is None:
         return _behind_cache(query, key, value, scaling), None
     if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
@@ -125,7 +135,13 @@ def packed_attention(
         batch = slots[start : start + num_documents * length].unflatten(0, (num_documents, length)).transpose(1, 2)
         queries, keys, values = batch.split([heads, kv_heads, kv_heads], dim=1)  # each [documents, heads, length, d]
         output = scaled_dot_product_attention(
-            queries, keys, values, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=heads != kv_heads
+            queries,
+            keys,
+            values,
+            dropout_p=dropout,
+            scale=scaling,
+            is_causal=documents.is_causal,
+            enable_gqa=heads != kv_heads,
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
         start += num_documents * length
@@ -147,7 +163,9 @@ def reference_attention(
     if documents is None:
         return _behind_cache(query, key, value, scaling), None
     owner = document_indices(documents.bounds)
-    mask = (owner[:, None] == owner[None, :]).tril()
+    mask = owner[:, None] == owner[None, :]
+    if documents.is_causal:
+        mask = mask.tril()
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     output = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
@@ -176,7 +194,9 @@ def _varlen(
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     queries, keys, values = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, d]
     known = inspect.signature(varlen_attn).parameters
-    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    causal: dict[str, Any] = {"is_causal": documents.is_causal}
+    if "window_size" in known:
+        causal = {"window_size": (-1, 0 if documents.is_causal else -1)}
     if "scale" in known:
         causal["scale"] = scaling
     bounds, longest = documents.bounds, documents.max_length
@@ -184,13 +204,10 @@ def _varlen(
     return output.unsqueeze(0)
 
 
-def _no_mask(*_: Any, attention_mask: torch.Tensor | None = None, **__: Any) -> None:
-    if attention_mask is not None:
-        raise ValueError("Rebus's attention takes no padding mask: pass documents, or equal lengths.")
-
-
 def register() -> None:
-    """Makes both names known to transformers (`attn_implementation="rebus_packed"`). Safe to call again."""
+    """Makes both names known to transformers (`attn_implementation="rebus_packed"`). Safe to call again.
+
+    No mask function goes with them, so transformers builds no mask and looks at no position for one.
+    """
     for name, function in ((PACKED, packed_attention), (REFERENCE, reference_attention)):
         AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, _no_mask)

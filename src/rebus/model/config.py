@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from rebus.config import Config
-from rebus.towers import TowerConfig
+from rebus.towers.config import TowerConfig
 
 IMAGE_ID = -1
 """Stands in `ids` where an image's tokens go; in no vocabulary, so a slot never merged is an error at once."""
@@ -23,20 +23,19 @@ class LoraConfig(Config):
 
 
 class ModelConfig(Config):
-    """A tower, a connector and a language model.
+    """A tower, a connector and a language model; what pictures become is the image rule's, which stands beside this.
 
-    tokens_per_side: an image becomes tokens_per_side^2 tokens (average pooling of the tower's grid).
-    connector: `linear` or `mlpNx_gelu`, N linear layers with GELU between (LLaVA-1.5's is mlp2x_gelu).
-    connector_norm: LayerNorm over the features before it. language: a hub folder (see `rebus import`).
+    connector: `linear` or `mlpNx_gelu`, N linear layers with GELU between (LLaVA-1.5's is mlp2x_gelu); `fused_mlp`,
+    Prismatic's for two towers; `identity`; `qwen2_merger` and `qwen2_5_merger`, which make one token of a square of
+    patches. connector_norm: LayerNorm over the features before it. language: a hub folder (see `rebus import`).
+    mrope_section: frequencies that turn with time, height and width (Qwen2-VL's M-RoPE); None: one position a token.
     """
 
     tower: TowerConfig
-    tokens_per_side: int = Field(ge=1)
-    connector: str = Field(default="mlp2x_gelu", pattern=r"^(linear|mlp[1-9]x_gelu)$")
+    connector: str = Field(
+        default="mlp2x_gelu", pattern=r"^(identity|linear|mlp[1-9]x_gelu|fused_mlp|qwen2_merger|qwen2_5_merger)$"
+    )
     connector_norm: bool = False
     language: Path
+    mrope_section: tuple[int, int, int] | None = None
     lora: LoraConfig | None = None
-
-    @property
-    def tokens_per_image(self) -> int:
-        return self.tokens_per_side**2

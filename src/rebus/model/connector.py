@@ -1,4 +1,6 @@
-"""Between tower and language model: pool the grid, put the features on one scale, project."""
+"""Between tower and language model: pool the grid, put the features on one scale, project; or Qwen's merger."""
+
+import itertools
 
 import torch
 from torch import nn
@@ -6,28 +8,29 @@ from torch.nn import functional
 
 from rebus.errors import ConfigError
 from rebus.model.config import ModelConfig
+from rebus.pictures.config import AnyresConfig, ImageConfig, NativeConfig
 
 
 class Connector(nn.Module):
     """Features [N, side^2, C] -> image tokens [N, tokens_per_side^2, width] in the language model's width.
 
+    Pooling has no parameters, so one connector serves any number of tokens: 144 in pre-training, 729 in fine-tuning.
     feature_mean and feature_std [C] (buffers, saved with the weights) put every channel on one scale before
     anything learned: convolutional features are sparse and differ in scale a hundredfold. Identity until
-    `set_statistics` is called.
+    `set_statistics` is called. image_newline [width]: ends every row of tiles where the rule says so, else None.
     """
 
     feature_mean: torch.Tensor
     feature_std: torch.Tensor
 
-    def __init__(self, config: ModelConfig, num_features: int, feature_width: int, width: int) -> None:
+    def __init__(self, config: ModelConfig, feature_width: int, width: int, *, has_newline: bool) -> None:
         super().__init__()
-        self.side = _side(num_features, config)
-        self.tokens_per_side = config.tokens_per_side
-        self.num_features, self.feature_width = num_features, feature_width
+        self.feature_width = feature_width
         self.register_buffer("feature_mean", torch.zeros(feature_width))
         self.register_buffer("feature_std", torch.ones(feature_width))
         self.norm = nn.LayerNorm(feature_width) if config.connector_norm else nn.Identity()
         self.mlp = _mlp(config.connector, feature_width, width)
+        self.image_newline = nn.Parameter(torch.randn(width) / width**0.5) if has_newline else None
 
     @torch.no_grad()
     def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
@@ -35,34 +38,76 @@ class Connector(nn.Module):
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std.clamp_min(1e-3 * float(std.mean())))
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        features = (self.pool(features) - self.feature_mean) / self.feature_std
+    def forward(self, features: torch.Tensor, tokens_per_side: int) -> torch.Tensor:
+        features = (pool(features, tokens_per_side) - self.feature_mean) / self.feature_std
         return self.mlp(self.norm(features))
 
-    def pool(self, features: torch.Tensor) -> torch.Tensor:
-        """[N, side^2, C] -> [N, tokens_per_side^2, C], row by row, as adaptive average pooling does."""
-        if self.side == self.tokens_per_side:
-            return features
-        grid = features.unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)  # [N, C, side, side]
-        return functional.adaptive_avg_pool2d(grid, self.tokens_per_side).flatten(2).transpose(1, 2)
+
+class Merger(nn.Module):
+    """Patches [P, C], those of one token side by side -> tokens [P / merge^2, width] (Qwen2-VL, section 2.1)."""
+
+    def __init__(self, config: ModelConfig, feature_width: int, width: int, merge_size: int) -> None:
+        super().__init__()
+        self.feature_width = feature_width
+        joined = feature_width * merge_size**2
+        is_rms = config.connector == "qwen2_5_merger"
+        self.ln_q = nn.RMSNorm(feature_width, eps=1e-6) if is_rms else nn.LayerNorm(feature_width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(joined, joined), nn.GELU(), nn.Linear(joined, width))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.mlp(self.ln_q(features).view(-1, self.mlp[0].in_features))
 
 
-def _side(num_features: int, config: ModelConfig) -> int:
+def build_connector(config: ModelConfig, image: ImageConfig, tower: nn.Module, width: int) -> Connector | Merger:
+    """The connector, its weights fresh. tower: carries num_tokens and width; width: of the language model.
+
+    Raises: ConfigError where tower, connector and image rule do not fit one another.
+    """
+    is_merger = config.connector.endswith("_merger")
+    if isinstance(image, NativeConfig) != is_merger:
+        raise ConfigError(f"connector '{config.connector}' does not go with images of kind '{image.kind}'.")
+    feature_width = int(tower.width)  # type: ignore[arg-type]
+    if isinstance(image, NativeConfig):
+        return Merger(config, feature_width, width, image.merge_size)
+    check_grid(int(tower.num_tokens), image.tokens_per_side)  # type: ignore[arg-type]
+    if config.connector == "identity" and feature_width != width:
+        raise ConfigError(
+            f"connector 'identity' needs features as wide as the language model: {feature_width}, {width}."
+        )
+    has_newline = isinstance(image, AnyresConfig) and image.merge == "spatial_unpad"
+    return Connector(config, feature_width, width, has_newline=has_newline)
+
+
+def check_grid(num_features: int, tokens_per_side: int) -> None:
+    """Raises: ConfigError where a picture's features cannot be pooled to this many tokens a side."""
     side = round(num_features**0.5)
     if side * side != num_features:
         raise ConfigError(f"the tower makes {num_features} features an image, which is no square grid to pool.")
-    if config.tokens_per_side > side:
+    if tokens_per_side > side:
         raise ConfigError(
-            f"tokens_per_side is {config.tokens_per_side}, but the tower's grid is {side} x {side}: "
+            f"tokens_per_side is {tokens_per_side}, but the tower's grid is {side} x {side}: "
             f"choose at most {side}, or a larger image_size."
         )
-    return side
+
+
+def pool(features: torch.Tensor, tokens_per_side: int) -> torch.Tensor:
+    """[N, side^2, C] -> [N, tokens_per_side^2, C], row by row, as adaptive average pooling does."""
+    side = round(features.shape[1] ** 0.5)
+    if side == tokens_per_side:
+        return features
+    grid = features.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # [N, C, side, side]
+    return functional.adaptive_avg_pool2d(grid, tokens_per_side).flatten(2).transpose(1, 2)
 
 
 def _mlp(name: str, feature_width: int, width: int) -> nn.Sequential:
-    """`linear`, or `mlpNx_gelu`: N linear layers; state names mlp.0, mlp.2, ... as LLaVA's."""
-    depth = 1 if name == "linear" else int(name[3])
-    layers: list[nn.Module] = [nn.Linear(feature_width, width)]
-    for _ in range(depth - 1):
-        layers += [nn.GELU(), nn.Linear(width, width)]
-    return nn.Sequential(*layers)
+    """State names mlp.0, mlp.2, ... as LLaVA's. `fused_mlp` widens to four times the features first (Prismatic)."""
+    if name == "identity":
+        return nn.Sequential()
+    if name == "fused_mlp":
+        widths = [feature_width, 4 * feature_width, width, width]
+    else:
+        widths = [feature_width, *[width] * (1 if name == "linear" else int(name[3]))]
+    layers: list[nn.Module] = []
+    for inner, outer in itertools.pairwise(widths):
+        layers += [nn.Linear(inner, outer), nn.GELU()]
+    return nn.Sequential(*layers[:-1])

@@ -1,5 +1,6 @@
-"""Builds a vision-language model from its config: a frozen tower, a connector, a causal language model."""
+"""Builds a vision-language model from its config: a tower, a connector, a causal language model."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,32 +10,49 @@ from torch import nn
 from rebus.errors import ConfigError, DataError
 from rebus.model import attention
 from rebus.model.config import ModelConfig
-from rebus.model.connector import Connector
+from rebus.model.connector import build_connector
 from rebus.model.loss import token_loss
 from rebus.model.merge import merge
-from rebus.towers import build_tower
+from rebus.model.native import NativeTower, NativeTowerConfig
+from rebus.model.rotary import MultimodalRotary
+from rebus.model.tiles import arrange
+from rebus.pictures.anyres import tile
+from rebus.pictures.config import AnyresConfig, ImageConfig, NativeConfig
+from rebus.towers.build import build_tower
+from rebus.towers.config import TowerConfig
+from rebus.towers.hub import empty_tower
 
 
 class VisionLanguageModel(nn.Module):
-    """tower: pixels -> features, frozen. connector: features -> image tokens. language: a transformers causal LM."""
+    """tower: pixels -> features. connector: features -> image tokens. language: a transformers causal LM.
+
+    image: the rule that the pixels come by. It may be exchanged for another of its kind where no weight depends on
+    the difference, such as the number of tokens or of pixels.
+    """
 
     tower: Any
-    connector: Connector
+    connector: Any
     language: Any
 
-    def __init__(self, config: ModelConfig, tower: nn.Module, connector: Connector, language: nn.Module) -> None:
+    def __init__(
+        self, config: ModelConfig, image: ImageConfig, tower: nn.Module, connector: nn.Module, language: nn.Module
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.image = config, image
         self.tower, self.connector, self.language = tower, connector, language
 
     def train(self, mode: bool = True) -> "VisionLanguageModel":
         super().train(mode)
-        self.tower.eval()
+        self.tower.train(mode and self.trains_tower)
         return self
 
     @property
+    def trains_tower(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.tower.parameters())
+
+    @property
     def device(self) -> torch.device:
-        return self.connector.feature_mean.device
+        return self.head.weight.device
 
     @property
     def head(self) -> nn.Linear:
@@ -49,10 +67,11 @@ class VisionLanguageModel(nn.Module):
         bounds: torch.Tensor,
         pixels: torch.Tensor,
         slots: torch.Tensor,
+        grids: torch.Tensor,
         keys: Sequence[str] = (),
     ) -> tuple[torch.Tensor, int]:
         """SUM of token losses over the pack and the number of supervised tokens. Shapes as in `hidden`."""
-        states = self.hidden(ids, positions, bounds, pixels, slots, keys)
+        states = self.hidden(ids, positions, bounds, pixels, slots, grids, keys)
         return token_loss(states, labels, self.head.weight, self.head.bias)
 
     def hidden(
@@ -62,20 +81,22 @@ class VisionLanguageModel(nn.Module):
         bounds: torch.Tensor,
         pixels: torch.Tensor,
         slots: torch.Tensor,
+        grids: torch.Tensor,
         keys: Sequence[str] = (),
     ) -> torch.Tensor:
         """Last hidden states [T, H] of a padding-free pack.
 
-        ids: int64 [T], -1 at image slots. positions: int64 [T], from 0 in each document. bounds: int32 [D + 1].
-        pixels: float32 [N, 3, H, W], or features [N, num_tokens, C] that the tower made before. slots: int64 [N, 2]
-        (start, length). keys [D] name samples in errors. Raises: SlotMismatchError.
+        ids: int64 [T], -1 at image slots. positions: int64 [T], from 0 in each document, or [3, T] for M-RoPE.
+        pixels: float32 [R, *row_shape] of the image rule, or features [N, num_tokens, C] that the tower made before.
+        On the host: bounds int32 [D + 1]; slots int64 [N, 2] (start, length); grids int64 [N, 3], how each picture's
+        rows lie. keys [D] name samples in errors. Raises: SlotMismatchError.
         """
-        embeddings = self.embed(ids, pixels, slots, bounds, keys)
+        embeddings = self.embed(ids, pixels, slots, grids, bounds, keys)
         output = self.language.get_decoder()(
             inputs_embeds=embeddings.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
+            position_ids=positions.unsqueeze(-2),  # [1, T] or [3, 1, T]
             use_cache=False,  # with a cache transformers drops per-document masks; ours needs none, and no cache
-            documents=attention.documents_of(bounds),
+            documents=attention.documents_of(bounds, device=embeddings.device),
         )
         return output.last_hidden_state[0]
 
@@ -84,26 +105,51 @@ class VisionLanguageModel(nn.Module):
         ids: torch.Tensor,
         pixels: torch.Tensor,
         slots: torch.Tensor,
+        grids: torch.Tensor,
         bounds: torch.Tensor,
         keys: Sequence[str] = (),
     ) -> torch.Tensor:
         """Embeddings [T, H], image tokens in their slots."""
         embeddings = self.language.get_input_embeddings()(ids.clamp_min(0))
         if len(pixels) == 0 and len(slots) == 0:
-            # Every rank walks the same graph: text alone still passes the connector, with weight zero.
-            blank = embeddings.new_zeros(1, self.connector.num_features, self.connector.feature_width)
-            return embeddings + 0.0 * self.connector(blank).sum().to(embeddings.dtype)
-        return merge(embeddings, ids, self.connector(self.features(pixels)), slots, bounds, keys)
+            # Every rank walks the same graph: text alone still passes all that learns, with weight zero.
+            tokens, _ = self.image_tokens(*self._blank(embeddings))
+            return embeddings + 0.0 * tokens.sum().to(embeddings.dtype)
+        tokens, lengths = self.image_tokens(pixels, grids)
+        return merge(embeddings, ids, tokens, lengths, slots, bounds, keys)
 
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels [N, 3, H, W] -> features [N, num_tokens, C]; what is features already passes."""
-        if pixels.ndim == 3:
+    def image_tokens(self, pixels: torch.Tensor, grids: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+        """The tokens of all pictures [M, H], one after another, and how many each has."""
+        features, image = self.features(pixels, grids), self.image
+        if isinstance(image, NativeConfig):
+            return self.connector(features), (grids.prod(1) // image.merge_size**2).tolist()
+        crops = self.connector(features, image.tokens_per_side)  # [R, n, H]
+        if isinstance(image, AnyresConfig):
+            return arrange(crops, grids, image, self.connector.image_newline)
+        return crops.flatten(0, 1), [crops.shape[1]] * len(crops)
+
+    def features(self, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        """Pixels -> the tower's features: [R, num_tokens, C], or [R, C] of native patches; what is features passes."""
+        if pixels.ndim == 3 or (pixels.ndim == 2 and pixels.shape[1] != math.prod(self.image.row_shape)):
             return pixels
-        with torch.no_grad():
-            return self.tower(pixels)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_tower):
+            return self.tower(pixels, grids) if isinstance(self.image, NativeConfig) else self.tower(pixels)
+
+    def _blank(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The smallest picture there is, or where the tower is frozen what it would make of one, as zeros."""
+        shape: tuple[int, ...] = (self.connector.feature_width,)
+        if isinstance(self.image, NativeConfig):
+            grid = [1, self.image.merge_size, self.image.merge_size]
+            num_rows = self.image.merge_size**2
+        else:
+            num_rows = tile(1, 1, self.image).num_crops if isinstance(self.image, AnyresConfig) else 1
+            grid, shape = [num_rows, 1, 1], (self.tower.num_tokens, *shape)
+        if self.trains_tower:
+            shape = self.image.row_shape
+        return like.new_zeros(num_rows, *shape), torch.tensor([grid])
 
 
-def build(config: ModelConfig, *, device: str = "cpu", seed: int = 0) -> VisionLanguageModel:
+def build(config: ModelConfig, image: ImageConfig, *, device: str = "cpu", seed: int = 0) -> VisionLanguageModel:
     """The model with pretrained tower and language model and a fresh connector (and adapters, if `lora` is set).
 
     seed: fixes what is drawn at random here, whatever was drawn before. Everything is float32. The tower is frozen;
@@ -113,10 +159,10 @@ def build(config: ModelConfig, *, device: str = "cpu", seed: int = 0) -> VisionL
     language = load_language(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        connector = Connector(config, tower.num_tokens, tower.width, language.config.get_text_config().hidden_size)
+        connector = build_connector(config, image, tower, language.config.get_text_config().hidden_size)
         if config.lora is not None:
             add_lora(language, config)
-    return VisionLanguageModel(config, tower, connector, language).to(device)
+    return VisionLanguageModel(config, image, tower, connector, language).to(device)
 
 
 def load_language(config: ModelConfig) -> Any:
@@ -133,8 +179,33 @@ def load_language(config: ModelConfig) -> Any:
     language = transformers.AutoModelForCausalLM.from_pretrained(
         config.language, dtype=torch.float32, attn_implementation=attention.PACKED, local_files_only=True
     )
+    return _with_positions(language, config)
+
+
+def language_from(text: dict[str, Any], config: ModelConfig) -> Any:
+    """A causal language model from its hub config as JSON values, its weights not loaded."""
+    import transformers
+
+    attention.register()
+    settings = transformers.AutoConfig.for_model(**text)
+    language = transformers.AutoModelForCausalLM.from_config(
+        settings, dtype=torch.float32, attn_implementation=attention.PACKED
+    )
+    return _with_positions(language, config)
+
+
+def _with_positions(language: Any, config: ModelConfig) -> Any:
     _refuse_unsupported(config, language.config.get_text_config().to_dict())
+    if config.mrope_section is not None:
+        language.model.rotary_emb = MultimodalRotary(language.model.rotary_emb, config.mrope_section)
     return language
+
+
+def tower_from(config: TowerConfig, vision: dict[str, Any]) -> Any:
+    """A vision tower from its hub config as JSON values, its weights not loaded."""
+    if config.kind in ("qwen2_vl", "qwen2_5_vl"):
+        return NativeTower(NativeTowerConfig.from_hub(vision))
+    return empty_tower(config, vision)
 
 
 def _refuse_unsupported(config: ModelConfig, settings: dict) -> None:

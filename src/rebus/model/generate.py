@@ -16,13 +16,19 @@ CANDIDATES_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Prompt:
-    """ids: int64 [T], -1 at image slots. pixels: float32 [N, 3, H, W], or features [N, num_tokens, C]. slots: int64
-    [N, 2], start and length. key: names the prompt in errors."""
+    """One document before its answer; shapes as in VisionLanguageModel.hidden. key: names the prompt in errors."""
 
     ids: torch.Tensor
+    positions: torch.Tensor
     pixels: torch.Tensor
     slots: torch.Tensor
+    grids: torch.Tensor
     key: str = ""
+
+    @property
+    def next_position(self) -> int:
+        """Where the answer starts, on every axis: M-RoPE's rope delta, kept with the request."""
+        return int(self.positions.max()) + 1 if len(self.ids) else 0
 
 
 @dataclass(frozen=True)
@@ -39,17 +45,19 @@ class Sampling:
 
 def prompt_of(
     ids: np.ndarray,
-    image_starts: np.ndarray,
-    image_lengths: np.ndarray,
+    positions: np.ndarray,
+    slots: np.ndarray,
+    grids: np.ndarray,
     pixels: np.ndarray | torch.Tensor | None,
     *,
     device: torch.device | str = "cpu",
     key: str = "",
 ) -> Prompt:
-    """A Prompt from the arrays of an encoded sample. pixels: [N, 3, H, W] or features; None where it has no image."""
-    slots = torch.from_numpy(np.stack([image_starts, image_lengths], 1).astype(np.int64))
+    """A Prompt from the arrays of an encoded sample. pixels: normalised rows, or features; None: it has no picture."""
     pictures = torch.zeros(0, 3, 1, 1) if pixels is None else torch.as_tensor(pixels)
-    return Prompt(torch.from_numpy(ids.astype(np.int64)).to(device), pictures.to(device), slots.to(device), key)
+    host = (torch.from_numpy(array.astype(np.int64)) for array in (ids, positions, slots, grids))
+    on_ids, on_positions, on_slots, on_grids = host
+    return Prompt(on_ids.to(device), on_positions.to(device), pictures.to(device), on_slots, on_grids, key)
 
 
 @torch.inference_mode()
@@ -63,17 +71,18 @@ def generate(
     generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
     cache = _new_cache(model) if cached else None
     embeddings = _embed_prompt(model, prompt)
-    inputs = embeddings
-    for _ in range(sampling.max_new_tokens):
-        start = len(embeddings) - len(inputs)
-        states = _run(model, inputs.unsqueeze(0), start, cache)
+    inputs, positions = embeddings, prompt.positions
+    for number in range(sampling.max_new_tokens):
+        states = _run(model, inputs.unsqueeze(0), positions, cache)
         token = _pick(model.head(states[0, -1]), sampling, generator)
         if token in stop_ids:
             return
         yield token
         new = model.language.get_input_embeddings()(torch.tensor([token], device=embeddings.device))
         embeddings = torch.cat([embeddings, new])
+        after = torch.full_like(prompt.positions[..., :1], prompt.next_position + number)
         inputs = new if cached else embeddings
+        positions = after if cached else torch.cat([positions, after], dim=-1)
 
 
 def stream_text(tokens: Iterator[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
@@ -102,29 +111,31 @@ def score_continuations(model: VisionLanguageModel, prompt: Prompt, candidates: 
     padding comes after all that counts, so it needs no mask. An empty candidate scores 0.
     """
     cache = _new_cache(model)
-    states = _run(model, _embed_prompt(model, prompt).unsqueeze(0), 0, cache)
+    states = _run(model, _embed_prompt(model, prompt).unsqueeze(0), prompt.positions, cache)
     first = model.head(states[0, -1]).float().log_softmax(-1)  # [V]
     order = sorted(range(len(candidates)), key=lambda index: len(candidates[index]))
     scores = [0.0] * len(candidates)
     for start in range(0, len(order), CANDIDATES_AT_ONCE):
         chunk = order[start : start + CANDIDATES_AT_ONCE]
-        values = _score_chunk(model, [list(candidates[index]) for index in chunk], first, cache, len(prompt.ids))
+        values = _score_chunk(model, [list(candidates[index]) for index in chunk], first, cache, prompt)
         for index, value in zip(chunk, values, strict=True):
             scores[index] = value
     return scores
 
 
 def _score_chunk(
-    model: VisionLanguageModel, candidates: list[list[int]], first: torch.Tensor, prompt_cache: Any, start: int
+    model: VisionLanguageModel, candidates: list[list[int]], first: torch.Tensor, prompt_cache: Any, prompt: Prompt
 ) -> list[float]:
-    """candidates: up to 32. first: log-probabilities [V] of the first token. start: tokens in the prompt."""
+    """candidates: up to 32. first: log-probabilities [V] of the first token."""
     totals = [float(first[ids[0]]) if ids else 0.0 for ids in candidates]
     longest = max(len(ids) for ids in candidates)
     if longest < 2:
         return totals
     padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in candidates], device=first.device)  # [K, longest]
     embeddings = model.language.get_input_embeddings()(padded[:, :-1])
-    states = _run(model, embeddings, start, _repeated(prompt_cache, len(candidates)))  # [K, longest - 1, H]
+    after = torch.arange(longest - 1, device=first.device) + prompt.next_position
+    positions = after.expand(*prompt.positions.shape[:-1], -1)
+    states = _run(model, embeddings, positions, _repeated(prompt_cache, len(candidates)))  # [K, longest - 1, H]
     lengths = torch.tensor([len(ids) for ids in candidates], device=first.device)
     counts = torch.arange(1, longest, device=first.device)[None, :] < lengths[:, None]  # [K, longest - 1]
     logits = model.head(states[counts]).float()  # [supervised, V]
@@ -136,16 +147,16 @@ def _score_chunk(
 
 
 def _embed_prompt(model: VisionLanguageModel, prompt: Prompt) -> torch.Tensor:
-    bounds = torch.tensor([0, len(prompt.ids)], device=prompt.ids.device)
-    return model.embed(prompt.ids, prompt.pixels, prompt.slots, bounds, (prompt.key,) if prompt.key else ())
+    bounds = torch.tensor([0, len(prompt.ids)])
+    keys = (prompt.key,) if prompt.key else ()
+    return model.embed(prompt.ids, prompt.pixels, prompt.slots, prompt.grids, bounds, keys)
 
 
-def _run(model: VisionLanguageModel, embeddings: torch.Tensor, start: int, cache: Any) -> torch.Tensor:
-    """embeddings [B, t, H] at positions start .. start + t, behind `cache` -> last hidden states [B, t, H]."""
-    positions = torch.arange(start, start + embeddings.shape[1], device=embeddings.device)
+def _run(model: VisionLanguageModel, embeddings: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
+    """embeddings [B, t, H] at positions [t] or [3, t], behind `cache` -> last hidden states [B, t, H]."""
     output = model.language.get_decoder()(
         inputs_embeds=embeddings,
-        position_ids=positions.expand(len(embeddings), -1),
+        position_ids=positions.unsqueeze(-2).expand(*positions.shape[:-1], len(embeddings), -1),
         past_key_values=cache,
         use_cache=cache is not None,
     )

@@ -12,47 +12,53 @@ def merge(
     embeddings: torch.Tensor,
     ids: torch.Tensor,
     images: torch.Tensor,
+    lengths: Sequence[int],
     slots: torch.Tensor,
     bounds: torch.Tensor,
     keys: Sequence[str] = (),
 ) -> torch.Tensor:
-    """Returns embeddings [T, H] with image tokens [N, n, H] laid into slots [N, 2] (start, length).
+    """Returns embeddings [T, H] with the tokens of N pictures [M, H] laid into slots [N, 2] (start, length).
 
-    ids: int64 [T], IMAGE_ID at the slots. bounds [D + 1] and keys [D] only name the sample in an error.
+    ids: int64 [T], IMAGE_ID at the slots. lengths: tokens of each picture, M in all. slots, bounds [D + 1] on the
+    host; bounds and keys [D] only name the sample in an error.
     Raises: SlotMismatchError with both numbers and the sample's key.
     """
-    num_images, num_tokens = images.shape[:2]
-    _check_slots(ids, slots, num_images, num_tokens, bounds, keys)
-    where = (slots[:, :1] + torch.arange(num_tokens, device=slots.device)).flatten()  # [N * n]
-    return embeddings.index_copy(0, where, images.flatten(0, 1).to(embeddings.dtype))
+    where = _places(slots, lengths, bounds, keys).to(ids.device, non_blocking=True)  # [M]
+    _check_marks(ids, where, bounds, keys)
+    return embeddings.index_copy(0, where, images.to(embeddings.dtype))
 
 
-def _check_slots(
-    ids: torch.Tensor,
-    slots: torch.Tensor,
-    num_images: int,
-    num_tokens: int,
-    bounds: torch.Tensor,
-    keys: Sequence[str],
-) -> None:
-    if len(slots) != num_images:
+def _places(slots: torch.Tensor, lengths: Sequence[int], bounds: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
+    """Every token of the sequence that a picture fills, int64 [M], in order."""
+    if len(slots) != len(lengths):
         raise SlotMismatchError(
-            f"the batch has {len(slots)} image slots but {num_images} images"
+            f"the batch has {len(slots)} image slots but {len(lengths)} images"
             f"{_named(0, bounds, keys) if len(bounds) == 2 else ''}. Tokens and model must share one image config."
         )
-    for start, length in slots.tolist():
-        num_marked = int((ids[start : start + length] == IMAGE_ID).sum())
-        if length != num_tokens or num_marked != length:
+    for (start, length), made in zip(slots.tolist(), lengths, strict=True):
+        if length != made:
             raise SlotMismatchError(
-                f"the slot at token {start}{_named(start, bounds, keys)} is {length} long with {num_marked} places, "
-                f"but the model makes {num_tokens} features an image. tokens_per_side must agree in tokens and model."
+                f"the slot at token {start}{_named(start, bounds, keys)} is {length} long, but the model makes {made} "
+                "features of its picture. The image config must be one in tokens and model."
             )
-    num_places = int((ids == IMAGE_ID).sum())
-    if num_places != num_images * num_tokens:
-        raise SlotMismatchError(
-            f"the ids mark {num_places} image places, the slots {num_images * num_tokens}: a slot is missing or doubled"
-            f"{_named(0, bounds, keys)}."
-        )
+    starts, counts = slots[:, 0], slots[:, 1]
+    first = torch.repeat_interleave(starts - counts.cumsum(0) + counts, counts)
+    return first + torch.arange(int(counts.sum()))
+
+
+def _check_marks(ids: torch.Tensor, where: torch.Tensor, bounds: torch.Tensor, keys: Sequence[str]) -> None:
+    """One look at the device: the ids mark the slots' places, and no others."""
+    marks = ids == IMAGE_ID
+    num_marks, num_met = torch.stack([marks.sum(), marks[where].sum()]).tolist()
+    if num_marks == num_met == len(where):
+        return
+    wrong = torch.zeros_like(marks)
+    wrong[where] = True
+    first = int((wrong != marks).nonzero()[0])
+    raise SlotMismatchError(
+        f"the ids mark {num_marks} image places, the slots {len(where)}, of which {num_met} agree; "
+        f"the first that does not is token {first}{_named(first, bounds, keys)}."
+    )
 
 
 def _named(token: int, bounds: torch.Tensor, keys: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from rebus.engine import list_shards
 from rebus.errors import DataError
-from rebus.pictures import decode_image
+from rebus.pictures.decode import decode_image
 from rebus.records import Sample, Text
 from rebus.report.gather import Artifact
 from rebus.shards.read import read_index, read_sample

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rebus.pictures import decode_image
+from rebus.pictures.decode import decode_image
 from rebus.records import Damage, Image, Sample, Text
 from rebus.shards.read import iterate
 

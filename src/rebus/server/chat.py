@@ -13,10 +13,13 @@ from rebus.errors import DataError
 from rebus.log import console, say
 from rebus.model.families import VisionLanguageModel
 from rebus.model.generate import Prompt, Sampling, generate, prompt_of, stream_text
-from rebus.pictures import decode_image, prepare_image
+from rebus.pictures.config import FixedConfig
+from rebus.pictures.decode import decode_image
+from rebus.pictures.prepare import normalise, prepare
 from rebus.records import Image, Part, Text
 from rebus.tokens.config import TokensConfig
 from rebus.tokens.encode import Encoded, encode_prompt
+from rebus.tokens.positions import prompt_positions
 from rebus.tokens.template import user_turn
 from rebus.tokens.tokenizer import Tokens, load_tokens, stop_ids
 
@@ -62,10 +65,12 @@ class Conversation:
         self.parts = [*parts, Text("".join(pieces), "assistant")]
 
     def _prompt(self, encoded: Encoded) -> Prompt:
-        arrays = [prepare_image(image.data or b"", self.tokens.config.image) for image in encoded.images]
-        pixels = np.stack(arrays) if arrays else None
-        starts, lengths = encoded.image_starts, encoded.image_lengths
-        return prompt_of(encoded.ids, starts, lengths, pixels, device=self.model.device, key="the conversation")
+        rule = self.tokens.config.image
+        rows = [prepare(image, rule).rows for image in encoded.images]
+        pixels = normalise(np.concatenate(rows), rule) if rows else None
+        positions = prompt_positions(encoded, rule)
+        key, device = "the conversation", self.model.device
+        return prompt_of(encoded.ids, positions, encoded.slots, encoded.grids, pixels, device=device, key=key)
 
     def _decode(self, ids: list[int]) -> str:
         return printable(self.tokens.tokenizer.decode(ids)).lstrip()
@@ -101,10 +106,14 @@ def introduce(folder: Path, conversation: Conversation) -> str:
     """One line about who is talking."""
     config = conversation.model.config
     num_parameters = sum(parameter.numel() for parameter in conversation.model.parameters())
+    rule = conversation.model.image
+    pictures = (
+        f"{rule.tokens_per_side**2} tokens a picture" if isinstance(rule, FixedConfig) else f"{rule.kind} pictures"
+    )
     adapters = f" with LoRA of rank {config.lora.rank}" if config.lora else ""
     return (
         f"{folder}: {config.language.name}{adapters} sees through {config.tower.kind}, "
-        f"{config.tokens_per_image} tokens a picture, {num_parameters / 1e6:,.1f} M parameters"
+        f"{pictures}, {num_parameters / 1e6:,.1f} M parameters"
     )
 
 

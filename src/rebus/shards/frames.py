@@ -5,7 +5,7 @@ import io
 import PIL.Image
 import PIL.TiffImagePlugin
 
-from rebus.pictures import MAX_PIXELS
+from rebus.pictures.decode import MAX_PIXELS
 from rebus.shards.damage import BOMB, TOO_MANY_FRAMES, UNREADABLE_IMAGE, DamagedSampleError
 from rebus.shards.probe import REFUSED, open_header
 

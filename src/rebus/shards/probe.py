@@ -13,7 +13,7 @@ import PIL.PngImagePlugin
 import PIL.TiffImagePlugin
 import PIL.WebPImagePlugin
 
-from rebus.pictures import BROKEN, MAX_PIXELS
+from rebus.pictures.decode import BROKEN, MAX_PIXELS
 from rebus.records import Image, Role
 from rebus.shards.damage import (
     ANIMATED,

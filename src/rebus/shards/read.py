@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rebus.errors import DataError, StrangerError
-from rebus.pictures import decode_image
+from rebus.pictures.decode import decode_image
 from rebus.records import Damage, Image, Sample
 from rebus.shards.assemble import assemble, parse_json
 from rebus.shards.cache import ShardCache

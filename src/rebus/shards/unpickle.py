@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rebus.errors import DataError
-from rebus.pictures import MAX_PIXELS
+from rebus.pictures.decode import MAX_PIXELS
 from rebus.shards.tensors import (
     STORAGES,
     TENSOR_NAMES,

@@ -4,7 +4,7 @@ import base64
 import io
 from html import escape
 
-from rebus.pictures import decode_image
+from rebus.pictures.decode import decode_image
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --paper: #fdfdfb; --card: #f1f1ec; --dim: #63635e; --rule: #d5d5cf;

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from rebus.log import output, printable
-from rebus.pictures import decode_image
+from rebus.pictures.decode import decode_image
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 

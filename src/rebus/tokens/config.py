@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from rebus.config import Config
-from rebus.pictures import ImageConfig
+from rebus.pictures.config import FixedConfig, ImageConfig
 
 TemplateName = Literal["plain", "chatml"]
 
@@ -18,12 +18,17 @@ class TokensConfig(Config):
     Models put much of their attention on the first token (Xiao et al. 2023, "attention sinks"): better not an image.
     Nothing predicts it; in a plan with `cross_document` the end of the document before does, and is trained to.
 
+    image_start, image_end: special tokens around every picture, where the language model knows some
+    (Qwen2-VL's <|vision_start|> and <|vision_end|>).
+
     max_tokens: samples with more, image positions included, are refused, never cut: a cut could part an image.
     """
 
     tokenizer: Path
     template: TemplateName = "plain"
-    image: ImageConfig = ImageConfig()
+    image: ImageConfig = FixedConfig()
     max_tokens: int = Field(default=2048, ge=2)
     end_of_text: str = "<|endoftext|>"
     start_of_text: str | None = None
+    image_start: str | None = None
+    image_end: str | None = None

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from rebus.errors import DataError
-from rebus.records import Image, Part, Sample
-from rebus.tokens.images import num_image_tokens, num_patches
+from rebus.pictures.prepare import Layout, Visual, layout
+from rebus.records import Part, Sample
 from rebus.tokens.template import ImageSpan, Span, SpecialSpan, TextSpan, render, render_prompt
 from rebus.tokens.tokenizer import Tokens, special_id
 
-TOO_LONG, UNREADABLE = "too long", "unreadable"
+TOO_LONG, UNREADABLE, UNUSABLE_SIZE = "too long", "unreadable", "unusable picture size"
 IMAGE_ID = -1
 """Stands at every position of an image. In no vocabulary, so that text can never collide with it."""
 
@@ -30,18 +30,27 @@ class Encoded:
     """One document. T tokens, n images.
 
     ids: int32 [T], IMAGE_ID at image slots. trainable: bool [T], True where the token is a target.
-    image_starts, image_lengths: int32 [n], positions in T. images: what fills the slots, undecoded.
+    image_starts, image_lengths: int32 [n], positions in T. images: what fills the slots, undecoded; a video is one
+    where the image rule keeps it whole. grids: int32 [n, 3], see pictures.prepare.Grid. seconds: float32 [n], of video
+    in one step of time.
     """
 
     ids: np.ndarray
     trainable: np.ndarray
     image_starts: np.ndarray
     image_lengths: np.ndarray
-    images: tuple[Image, ...]
+    images: tuple[Visual, ...]
+    grids: np.ndarray
+    seconds: np.ndarray
 
     @property
     def num_tokens(self) -> int:
         return len(self.ids)
+
+    @property
+    def slots(self) -> np.ndarray:
+        """int32 [n, 2]: start and length of each slot."""
+        return np.stack([self.image_starts, self.image_lengths], axis=1)
 
     @property
     def num_supervised(self) -> int:
@@ -124,50 +133,66 @@ def _text_lengths(texts: set[str], tokens: Tokens) -> dict[str, int]:
 
 def _count_spans(spans: Sequence[Span], text_lengths: dict[str, int], tokens: Tokens) -> Count | UnusableSample:
     """The sums that encode_spans would find in ids and mask; nothing predicts the first token, so it never counts."""
-    num_tokens = num_supervised = num_pictured = 0
-    images = []
+    num_tokens = num_supervised = num_images = num_pictured = num_patches = 0
     for span in spans:
         if isinstance(span, ImageSpan):
-            images.append(span.image)
-            length = num_image_tokens(span.image.width, span.image.height, tokens.config.image)
-            num_pictured += length
+            try:
+                found = layout(span.image, tokens.config.image)
+            except ValueError as error:
+                return UnusableSample(UNUSABLE_SIZE, str(error))
+            length = found.num_tokens
+            num_images, num_pictured, num_patches = (
+                num_images + 1,
+                num_pictured + length,
+                num_patches + found.num_patches,
+            )
         else:
             length = text_lengths[span.text] if isinstance(span, TextSpan) else 1
             if span.trainable:
                 num_supervised += length if num_tokens else max(0, length - 1)
         num_tokens += length
-    patches = sum(num_patches(image.width, image.height, tokens.config.image) for image in images)
-    refusal = _refusal(num_tokens, num_supervised, tokens)
-    return refusal or Count(num_tokens, len(images), num_pictured, patches)
+    return _refusal(num_tokens, num_supervised, tokens) or Count(num_tokens, num_images, num_pictured, num_patches)
 
 
 def encode_spans(spans: Sequence[Span], tokens: Tokens) -> Encoded:
-    """Tokenises rendered spans; ids and mask grow together, so they cannot disagree."""
+    """Tokenises rendered spans; ids and mask grow together, so they cannot disagree.
+
+    Raises: UnusableSample where the image rule refuses a picture's size.
+    """
     ids: list[int] = []
     trainable = bytearray()
-    slots: list[tuple[int, int]] = []
+    slots: list[int] = []
+    images = tuple(span.image for span in spans if isinstance(span, ImageSpan))
+    layouts = [_layout_of(image, tokens) for image in images]
+    coming = iter(layouts)
     for span in spans:
-        piece = _span_ids(span, tokens)
         if isinstance(span, ImageSpan):
-            slots.append((len(ids), len(piece)))
+            slots.append(len(ids))
+            piece = [IMAGE_ID] * next(coming).num_tokens
+        else:
+            piece = _span_ids(span, tokens)
         is_target = not isinstance(span, ImageSpan) and span.trainable
         trainable += (b"\1" if is_target else b"\0") * len(piece)
         ids += piece
-    starts_lengths = np.array(slots, dtype=np.int32).reshape(-1, 2)
     return Encoded(
         ids=np.array(ids, dtype=np.int32),
         trainable=np.frombuffer(trainable, dtype=bool),
-        image_starts=starts_lengths[:, 0],
-        image_lengths=starts_lengths[:, 1],
-        images=tuple(span.image for span in spans if isinstance(span, ImageSpan)),
+        image_starts=np.array(slots, dtype=np.int32),
+        image_lengths=np.array([one.num_tokens for one in layouts], dtype=np.int32),
+        images=images,
+        grids=np.array([one.grid for one in layouts], dtype=np.int32).reshape(-1, 3),
+        seconds=np.array([one.seconds for one in layouts], dtype=np.float32),
     )
 
 
-def _span_ids(span: Span, tokens: Tokens) -> list[int]:
-    match span:
-        case TextSpan():
-            return tokens.tokenizer.encode(span.text, add_special_tokens=False).ids
-        case SpecialSpan():
-            return [special_id(tokens.tokenizer, span.token, tokens.config.tokenizer)]
-        case ImageSpan():
-            return [IMAGE_ID] * num_image_tokens(span.image.width, span.image.height, tokens.config.image)
+def _layout_of(visual: Visual, tokens: Tokens) -> Layout:
+    try:
+        return layout(visual, tokens.config.image)
+    except ValueError as error:
+        raise UnusableSample(UNUSABLE_SIZE, str(error)) from error
+
+
+def _span_ids(span: TextSpan | SpecialSpan, tokens: Tokens) -> list[int]:
+    if isinstance(span, TextSpan):
+        return tokens.tokenizer.encode(span.text, add_special_tokens=False).ids
+    return [special_id(tokens.tokenizer, span.token, tokens.config.tokenizer)]

@@ -9,7 +9,8 @@ from functools import cache
 from itertools import groupby
 
 from rebus.errors import DataError
-from rebus.records import Image, Part, Role, Sample, Text, images_of
+from rebus.pictures.prepare import Visual, visuals_of
+from rebus.records import Image, Part, Role, Sample, Text
 from rebus.tokens.config import TokensConfig
 from rebus.tokens.tokenizer import TURN_END, TURN_START
 
@@ -32,9 +33,9 @@ class SpecialSpan:
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """The positions of one image; never trained on."""
+    """The positions of one picture, or of a video that the image rule keeps whole; never trained on."""
 
-    image: Image
+    image: Visual
 
 
 Span = TextSpan | SpecialSpan | ImageSpan
@@ -43,15 +44,19 @@ Span = TextSpan | SpecialSpan | ImageSpan
 def render(sample: Sample, config: TokensConfig) -> list[Span]:
     """Lays out a whole sample. A document (no part has a role) is rendered as plain under every template."""
     if config.template == "plain" or _is_document(sample.parts):
-        return [*_opening(config), *_merge(_content(sample.parts)), SpecialSpan(config.end_of_text, trainable=True)]
-    return _merge(span for role, parts in _turns(sample.parts) for span in _turn(role, parts))
+        return [
+            *_opening(config),
+            *_merge(_content(sample.parts, config)),
+            SpecialSpan(config.end_of_text, trainable=True),
+        ]
+    return _merge(span for role, parts in _turns(sample.parts) for span in _turn(role, parts, config))
 
 
 def render_prompt(parts: Sequence[Part], config: TokensConfig) -> list[Span]:
     """Lays out what precedes an answer. Under chatml it ends with the assistant's header; nothing closes it."""
     if config.template == "plain" or _is_document(parts):
-        return [*_opening(config), *_merge(_content(parts))]
-    turns = [span for role, turn in _turns(parts) for span in _turn(role, turn)]
+        return [*_opening(config), *_merge(_content(parts, config))]
+    turns = [span for role, turn in _turns(parts) for span in _turn(role, turn, config)]
     return _merge([*turns, *_header("assistant")])
 
 
@@ -70,13 +75,15 @@ def _opening(config: TokensConfig) -> list[Span]:
     return [SpecialSpan(config.start_of_text, trainable=True)] if config.start_of_text is not None else []
 
 
-def _content(parts: Iterable[Part]) -> list[Span]:
+def _content(parts: Iterable[Part], config: TokensConfig) -> list[Span]:
     spans: list[Span] = []
+    before, after = ([SpecialSpan(name, False)] if name else [] for name in (config.image_start, config.image_end))
     for part in parts:
         if isinstance(part, Text):
             spans.append(TextSpan(part.text, part.trainable))
         else:
-            spans += map(ImageSpan, images_of(part))
+            for visual in visuals_of(part, config.image):
+                spans += [*before, ImageSpan(visual), *after]
     return spans
 
 
@@ -93,9 +100,9 @@ def _turns(parts: Sequence[Part]) -> list[tuple[Role, list[Part]]]:
     return [(role, list(turn)) for role, turn in groupby(parts, key=lambda part: part.role)]
 
 
-def _turn(role: Role, parts: Sequence[Part]) -> list[Span]:
+def _turn(role: Role, parts: Sequence[Part], config: TokensConfig) -> list[Span]:
     """The assistant's words and the token that ends them are trained on; the line break after it belongs to nobody."""
-    return [*_header(role), *_content(parts), *_footer(role)]
+    return [*_header(role), *_content(parts, config), *_footer(role)]
 
 
 @cache

@@ -21,7 +21,7 @@ from rebus.fingerprint import Manifest, is_current, prepare_out, read_manifest, 
 from rebus.log import progress_bar, say, show_table
 from rebus.mesh import Mesh, join_mesh, leave_mesh, wait_for_all
 from rebus.model.families import VisionLanguageModel
-from rebus.towers import tower_fingerprint
+from rebus.towers.config import tower_fingerprint
 from rebus.training.config import TrainRecipe
 from rebus.training.damage import Quarantine, Tally, meet, open_quarantine, stop_above
 from rebus.training.metrics import StepRow, append_row, read_rows, rewind

@@ -49,7 +49,14 @@ def train_step(
     loss = torch.zeros((), dtype=torch.float64)
     for batch in (one.to(model.device) for one in micro_batches):
         loss_sum, _ = model(
-            batch.ids, batch.labels, batch.positions, batch.bounds, batch.pixels, batch.slots, batch.names
+            batch.ids,
+            batch.labels,
+            batch.positions,
+            batch.bounds,
+            batch.pixels,
+            batch.slots,
+            batch.grids,
+            batch.names,
         )
         (loss_sum / num_supervised).backward()
         loss += loss_sum.detach().double().cpu()

@@ -19,9 +19,10 @@ from pydantic import Field
 from rebus.config import Config
 from rebus.errors import ConfigError, DataError
 from rebus.fingerprint import folder_fingerprint
-from rebus.pictures import ImageConfig, prepare_image
+from rebus.pictures.config import FixedConfig
+from rebus.pictures.prepare import prepare_image
 from rebus.scores.decode import Decoded
-from rebus.towers import TowerConfig, tower_fingerprint
+from rebus.towers.config import TowerConfig, tower_fingerprint
 
 MAX_POOL = 20_000
 
@@ -34,7 +35,7 @@ class Options(Config):
     """
 
     tower: TowerConfig
-    image: ImageConfig
+    image: FixedConfig
     language: Path
     ridge: float = Field(default=10.0, gt=0)
     num_folds: int = Field(default=5, ge=2)
@@ -50,7 +51,8 @@ def open_scorer(options: Options) -> Callable[[list[Decoded]], dict[str, np.ndar
     """
     from tokenizers import Tokenizer
 
-    from rebus.towers import FeatureCache, build_tower, encode_cached
+    from rebus.towers.build import build_tower
+    from rebus.towers.cache import FeatureCache, encode_cached
 
     if not (options.language / "tokenizer.json").is_file():
         raise ConfigError(f"{options.language} holds no tokenizer.json. `rebus import` makes hub folders that do.")

@@ -1,0 +1,100 @@
+"""A picture of any size -> one square, by one of four strategies."""
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from rebus.pictures.config import Colour, FixedConfig
+from rebus.pictures.decode import Box, Target, decode
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+
+MAX_STRETCH = 16
+"""`crop` looks at no more than this many times the square of a long picture: the rest is far outside the centre."""
+
+
+def square(data: bytes, config: FixedConfig) -> "np.ndarray":
+    """Encoded image -> uint8 [size, size, 3]. Raises: ValueError as decode_image does."""
+    target = Target(config.size, config.resize in ("letterbox", "pad")) if config.reduced_jpeg else None
+    picture, box, turn = decode(data, target)
+    return resize_image(picture, config, box, turn)
+
+
+def resize_image(
+    picture: "PIL.Image.Image",
+    config: FixedConfig,
+    box: Box | None = None,
+    turn: "PIL.Image.Transpose | None" = None,
+) -> "np.ndarray":
+    """RGB picture of any size -> uint8 [size, size, 3], bicubic, resampled once.
+
+    box: left, top, right, bottom of what counts of the picture; None: all of it. turn: what sets it upright, if it
+    does not stand so.
+    """
+    import numpy as np
+    import PIL.Image
+
+    box = box or (0, 0, *picture.size)
+    if config.resize == "pad":
+        picture, box = _padded(picture, box, config.mean)
+    if config.resize == "crop":
+        box = _shortened(box)
+    resized = picture.resize(_sides(box, config), PIL.Image.Resampling.BICUBIC, box=box)
+    if turn is not None:
+        resized = resized.transpose(turn)
+    if config.resize == "crop":
+        left, top = (resized.width - config.size) // 2, (resized.height - config.size) // 2
+        resized = resized.crop((left, top, left + config.size, top + config.size))
+    pixels = np.asarray(resized)
+    return pixels if resized.size == (config.size, config.size) else _on_mean(pixels, config)
+
+
+def _sides(box: Box, config: FixedConfig) -> tuple[int, int]:
+    """Width and height of the resized picture, before anything is cut off or laid around it."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    if config.resize == "crop":  # as CLIP's processor: the shorter side exact, the longer truncated
+        shorter = min(width, height)
+        return int(config.size * width / shorter), int(config.size * height / shorter)
+    if config.resize != "letterbox":
+        return config.size, config.size
+    longer = max(width, height)  # at least one pixel: a 1 x 1000 line must not vanish
+    return max(1, math.floor(width * config.size / longer + 0.5)), max(
+        1, math.floor(height * config.size / longer + 0.5)
+    )
+
+
+def _shortened(box: Box) -> Box:
+    """The middle MAX_STRETCH squares of a long picture."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    longest = MAX_STRETCH * min(width, height)
+    across, down = max(0.0, width - longest) / 2, max(0.0, height - longest) / 2
+    return (box[0] + across, box[1] + down, box[2] - across, box[3] - down) if across or down else box
+
+
+def _padded(picture: "PIL.Image.Image", box: Box, mean: Colour) -> "tuple[PIL.Image.Image, Box]":
+    """What counts of the picture in the middle of a square of the mean colour, cut to whole values as LLaVA does."""
+    import PIL.Image
+
+    width, height = (math.ceil(box[2] - box[0]), math.ceil(box[3] - box[1]))
+    side = max(width, height)
+    canvas = PIL.Image.new("RGB", (side, side), (int(mean[0]), int(mean[1]), int(mean[2])))
+    canvas.paste(picture.crop((0, 0, width, height)), ((side - width) // 2, (side - height) // 2))
+    return canvas, (0, 0, side, side)
+
+
+def _on_mean(pixels: "np.ndarray", config: FixedConfig) -> "np.ndarray":
+    """uint8 [h, w, 3] laid in the middle of [size, size, 3]."""
+    height, width, _ = pixels.shape
+    top, left = (config.size - height) // 2, (config.size - width) // 2
+    canvas = _blank(config.size, config.mean).copy()
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas
+
+
+@lru_cache(maxsize=4)
+def _blank(size: int, mean: Colour) -> "np.ndarray":
+    import numpy as np
+
+    return np.full((size, size, 3), [round(value) for value in mean], np.uint8)

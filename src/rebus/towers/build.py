@@ -1,0 +1,29 @@
+"""One way to any encoder by its config."""
+
+from typing import TYPE_CHECKING
+
+from rebus.towers.config import TowerConfig
+from rebus.towers.efficientnet import build_efficientnet, grid_tower
+from rebus.towers.hub import build_transformers
+
+if TYPE_CHECKING:
+    import torch
+
+
+def build_tower(config: TowerConfig, device: str = "cpu") -> "torch.nn.Module":
+    """The encoder in eval mode, its parameters frozen, on `device`.
+
+    Raises: ConfigError or DataError where a package or the weights are missing, or the image size does not fit.
+    """
+    builders = {"efficientnet_lite0": build_efficientnet, "transformers": build_transformers, "tiny": _build_tiny}
+    tower = builders[config.kind](config)
+    return tower.eval().requires_grad_(False).to(device)
+
+
+def _build_tiny(config: TowerConfig) -> "torch.nn.Module":
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        patches = torch.nn.Conv2d(3, 16, kernel_size=config.image_size // 4, stride=config.image_size // 4)
+    return grid_tower(torch.nn.Sequential(patches, torch.nn.Tanh()), num_tokens=16, width=16)

@@ -20,10 +20,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         context: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
     ) -> torch.Tensor:
-        by_hidden, by_weight, by_bias = (
-            torch.zeros_like(tensor) if tensor is not None and needed else None
+        (
+            by_hidden,
+            by_weight,
+            by_bias,
+        ) = (  # sums over chunks in float32: in half precision they would lose what comes last
+            torch.zeros_like(tensor, dtype=torch.float32) if tensor is not None and needed else None
             for tensor, needed in zip((hidden, weight, bias), context.needs_input_grad, strict=False)
         )
+        context.dtypes = [tensor.dtype if tensor is not None else None for tensor in (hidden, weight, bias)]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(labels), CHUNK):
             part, target = hidden[start : start + CHUNK], labels[start : start + CHUNK]
@@ -34,20 +39,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 continue
             gradient = logits.sub_(normaliser[:, None]).exp_()  # softmax
             gradient.scatter_add_(1, target[:, None], torch.full_like(normaliser[:, None], -1.0))
+            if by_bias is not None:
+                by_bias += gradient.sum(0)
             gradient = gradient.to(weight.dtype)
             if by_hidden is not None:
                 by_hidden[start : start + CHUNK] = gradient @ weight
-            if by_weight is not None:
+            if by_weight is not None and weight.dtype == torch.float32:
+                by_weight.addmm_(gradient.T, part.to(weight.dtype))  # no second array of the weight's size
+            elif by_weight is not None:
                 by_weight += gradient.T @ part.to(weight.dtype)
-            if by_bias is not None:
-                by_bias += gradient.sum(0)
         context.saved = (by_hidden, by_weight, by_bias)
         return total
 
     @staticmethod
     def backward(context: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scaled = (None if kept is None else kept.mul_(outer[0].to(kept.dtype)) for kept in context.saved)
-        return (*scaled, None)
+        kept, context.saved = context.saved, ()  # autograd takes as .grad, uncopied, what nobody else holds
+        scaled = (None if sums is None else sums.mul_(outer[0]) for sums in kept)
+        return (*(None if s is None else s.to(d) for s, d in zip(scaled, context.dtypes, strict=True)), None)
 
 
 def token_loss(

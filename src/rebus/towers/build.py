@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from rebus.errors import ConfigError
 from rebus.towers.config import TowerConfig
 from rebus.towers.efficientnet import build_efficientnet, grid_tower
 from rebus.towers.hub import build_transformers
@@ -15,9 +16,22 @@ def build_tower(config: TowerConfig, device: str = "cpu") -> "torch.nn.Module":
 
     Raises: ConfigError or DataError where a package or the weights are missing, or the image size does not fit.
     """
-    builders = {"efficientnet_lite0": build_efficientnet, "transformers": build_transformers, "tiny": _build_tiny}
+    if config.kind in ("qwen2_vl", "qwen2_5_vl"):
+        raise ConfigError(f"a tower of kind '{config.kind}' comes with a whole checkpoint: load that.")
+    builders = {
+        "efficientnet_lite0": build_efficientnet,
+        "transformers": build_transformers,
+        "fused": _build_fused,
+        "tiny": _build_tiny,
+    }
     tower = builders[config.kind](config)
     return tower.eval().requires_grad_(False).to(device)
+
+
+def _build_fused(config: TowerConfig) -> "torch.nn.Module":
+    from rebus.towers.fused import FusedTower
+
+    return FusedTower(config, [build_tower(part) for part in config.parts])
 
 
 def _build_tiny(config: TowerConfig) -> "torch.nn.Module":

@@ -20,7 +20,8 @@ from rebus.records import Image, Video
 from rebus.tokens.positions import prompt_positions
 from tiny_families import IMAGE_TOKEN, MAKERS, VIDEO_TOKEN, Family, arguments, batch_of, documents_of
 
-BACKENDS = (PACKED, REFERENCE)
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+WAYS = [(backend, device) for device in DEVICES for backend in (PACKED, REFERENCE)]
 
 
 @lru_cache(maxsize=1)
@@ -31,7 +32,7 @@ def made(name: str) -> Family:
 @pytest.fixture(params=list(MAKERS))
 def family(request: pytest.FixtureRequest) -> Family:
     found = made(request.param)
-    use(found.ours, PACKED)
+    use(found.ours.cpu(), PACKED)
     found.ours.requires_grad_(True)
     return found
 
@@ -118,11 +119,11 @@ def test_logits_equal_transformers(family: Family, documents: list[Document]):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_packed_logits_equal_alone(family: Family, documents: list[Document], backend: str):
+@pytest.mark.parametrize(("backend", "device"), WAYS)
+def test_packed_logits_equal_alone(family: Family, documents: list[Document], backend: str, device: str):
     alone = torch.cat([logits_of(family.ours, batch_of([document], family.image)) for document in documents])
-    use(family.ours, backend)
-    packed = logits_of(family.ours, batch_of(documents, family.image))
+    use(family.ours.to(device), backend)
+    packed = logits_of(family.ours, batch_of(documents, family.image).to(device)).cpu()
     torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
     assert alone.std() > 0.1, "flat logits would hide a mistake"
 
@@ -131,8 +132,8 @@ def gradients_of(model: VisionLanguageModel, batches: list[Any]) -> tuple[torch.
     model.zero_grad()
     losses = [model(**arguments(batch))[0] for batch in batches]
     torch.stack(losses).sum().backward()
-    return torch.stack(losses).sum().detach(), {
-        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    return torch.stack(losses).sum().detach().cpu(), {
+        name: parameter.grad.cpu().clone() for name, parameter in model.named_parameters() if parameter.grad is not None
     }
 
 
@@ -146,12 +147,12 @@ def assert_same_gradients(found: dict[str, torch.Tensor], wanted: dict[str, torc
         torch.testing.assert_close(found[name] / scale, gradient / scale, rtol=1e-5, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_loss_and_every_gradient(family: Family, documents: list[Document], backend: str):
+@pytest.mark.parametrize(("backend", "device"), WAYS)
+def test_loss_and_every_gradient(family: Family, documents: list[Document], backend: str, device: str):
     singles = [batch_of([document], family.image) for document in documents]
     alone, alone_gradients = gradients_of(family.ours, singles)
-    use(family.ours, backend)
-    packed, packed_gradients = gradients_of(family.ours, [batch_of(documents, family.image)])
+    use(family.ours.to(device), backend)
+    packed, packed_gradients = gradients_of(family.ours, [batch_of(documents, family.image).to(device)])
     torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
     assert_same_gradients(packed_gradients, alone_gradients)
     assert packed_gradients.keys() == {name for name, _ in family.ours.named_parameters()}, "nothing is left untrained"
@@ -195,3 +196,31 @@ def test_slots_equal_features(family: Family, documents: list[Document]):
     tokens, lengths = family.ours.image_tokens(batch.pixels, batch.grids)
     assert lengths == batch.slots[:, 1].tolist()
     assert len(tokens) == sum(lengths) == int((batch.ids == IMAGE_ID).sum())
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_positions_of_pictures_are_those_of_transformers(name: str, tiny_tokenizer_folder: Path):
+    """Without a video transformers' own positions are right too; after one they are not (tests/tokens)."""
+    family = made(name)
+    for document in documents_of(family, tiny_tokenizer_folder):
+        starts, lengths = document.encoded.slots.T
+        side_by_side = (starts[1:] == (starts + lengths)[:-1]).any()  # theirs takes touching pictures for one
+        if not len(starts) or side_by_side or any(isinstance(one, Video) for one in document.encoded.images):
+            continue
+        inputs = theirs_inputs(family, document)
+        ours = inputs.pop("position_ids")
+        kinds = (inputs["input_ids"] == IMAGE_TOKEN).int()
+        theirs, _ = family.theirs.model.get_rope_index(
+            inputs["input_ids"], mm_token_type_ids=kinds, image_grid_thw=inputs["image_grid_thw"]
+        )
+        assert torch.equal(ours, theirs)
+
+
+def test_gradient_checkpointing_changes_nothing(family: Family, documents: list[Document]):
+    batch = batch_of(documents, family.image)
+    _, plain = gradients_of(family.ours.train(), [batch])
+    family.ours.checkpoint_activations()
+    _, again = gradients_of(family.ours, [batch])
+    family.ours.checkpoint_activations(False)
+    family.ours.eval()
+    assert_same_gradients(again, plain)

@@ -46,6 +46,17 @@ class VisionLanguageModel(nn.Module):
         self.tower.train(mode and self.trains_tower)
         return self
 
+    def checkpoint_activations(self, enabled: bool = True) -> None:
+        """Whether activations inside blocks of tower and language model are computed again for the backward pass
+        (while training): the same numbers, a third more work, memory for one block at a time."""
+        for part in (self.language, getattr(self.tower, "model", None)):
+            if part is not None and enabled:
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+            elif part is not None:
+                part.gradient_checkpointing_disable()
+        if isinstance(self.image, NativeConfig):
+            self.tower.gradient_checkpointing = enabled
+
     @property
     def trains_tower(self) -> bool:
         return any(parameter.requires_grad for parameter in self.tower.parameters())

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from rebus.config import Config
 from rebus.model.config import LoraConfig, ModelConfig
 
-Part = Literal["connector", "language", "lora"]
+Part = Literal["tower", "connector", "language", "lora"]
 
 
 class TrainsConfig(Config):
@@ -74,6 +74,8 @@ class TrainRecipe(Config):
             raise ValueError("give exactly one of `epochs` and `steps`")
         if "lora" in self.trains and self.lora is None and self.init is None:
             raise ValueError("`trains.lora` needs a `lora` section")
+        if "tower" in self.trains and self.feature_cache is not None:
+            raise ValueError("`feature_cache` keeps what a frozen tower makes; a tower that trains has none")
         if not self.trains:
             raise ValueError("`trains` is empty: name at least one part that learns")
         return self

@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "rebus"
 
-ABOVE = {"cli", "__main__", "report", "trace", "show", "doctor"}
-BELOW = {"__init__", "clock", "config", "engine", "errors", "fingerprint", "log", "mesh", "pictures", "records"}
-BELOW |= {"storage", "towers"}  # frozen encoders: scoring and the model both look through them
+ABOVE = {"__init__", "cli", "__main__", "report", "trace", "show", "doctor"}
+BELOW = {"clock", "config", "engine", "errors", "fingerprint", "log", "mesh", "pictures", "records"}
+BELOW |= {"storage", "towers", "version"}  # frozen encoders: scoring and the model both look through them
 STAGES = {
     "shards": set(),
     "scores": {"shards"},

@@ -121,6 +121,50 @@ def chat(
     run(model, image=image, question=question, max_tokens=max_tokens, temperature=temperature)
 
 
+@app.command(epilog='Example: rebus generate Qwen/Qwen2-VL-2B-Instruct --image dog.png --question "What is this?"')
+def generate(
+    model: Annotated[str, typer.Argument(help="A checkpoint, a model folder of the hub, its id or short name.")],
+    image: Annotated[list[str] | None, typer.Option(help="A picture: path or URL. Give it again for more.")] = None,
+    video: Annotated[list[str] | None, typer.Option(help="A video: path or URL. Give it again for more.")] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask.")] = None,
+    system: Annotated[str | None, typer.Option(help="What the system says first.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 picks the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw among the tokens that hold this share of probability.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw among so many of the likeliest tokens.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said is said less.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the draws; the same seed, the same answer.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    template: Annotated[str | None, typer.Option(help="Lay prompts out by this template instead.")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a picture (native resolution).")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a picture (native resolution).")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames taken of a second of video.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames taken of a video.")] = None,
+    batch: Annotated[Path | None, typer.Option(help="JSON lines with a question each (docs/generate.md).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the answers to --batch go, line by line.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions of --batch decoded together.")] = 8,
+    benchmark: Annotated[int | None, typer.Option(min=1, help="Time this many runs: latency, speed, memory.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Results as one line of JSON.")] = False,
+) -> None:
+    """Ask a model about pictures and videos: one question, a file of them, or a benchmark."""
+    from rebus.model.decode_sampling import Sampling
+    from rebus.server.generate import Asked, run
+
+    sampling = Sampling(max_tokens, temperature, top_p, seed, top_k, repetition_penalty, tuple(stop or ()))
+    chosen = {"fps": fps, "nframes": num_frames}
+    options = {name: value for name, value in chosen.items() if value is not None}
+    asked = Asked(
+        *(question, image or (), video or (), system, options, batch, out, batch_size),
+        as_json=as_json,
+        num_runs=benchmark,
+    )
+    loading = {"dtype": dtype, "device": device, "template": template}
+    pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    raise typer.Exit(run(model, asked, sampling, {**loading, **pixels}))
+
+
 @app.command(epilog="Example: rebus show runs/demo/plan_align --pack 0")
 def show(
     path: Annotated[Path, typer.Argument(help="A shard (.tar, .link), a table, scores, a plan, a selection or a run.")],
@@ -166,11 +210,15 @@ def import_foreign(
     source: Annotated[
         str,
         typer.Argument(
-            help="Weights: .gguf, .pth, .pt or .bin, or package:NAME/FILE. Or a folder of Open-Qwen2VL's packs."
+            help="Weights: .gguf, .pth, .pt or .bin, or package:NAME/FILE; LLaVA's own folder; a Prismatic run or its "
+            ".pt. Or a folder of Open-Qwen2VL's packs."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder for safetensors in the hub's layout, or for shards.")],
     tokenizer: Annotated[Path | None, typer.Option(help="Of packs in .pkl: the folder they were made with.")] = None,
+    tower: Annotated[list[str], typer.Option(help="Folder or id of a vision tower that the source lacks.")] = [],  # noqa: B006
+    language: Annotated[str | None, typer.Option(help="Folder or id of the language model that it lacks.")] = None,
+    template: Annotated[str | None, typer.Option(help="How its turns are written, if it does not say.")] = None,
 ) -> None:
     """Turn weights or packs of other tools into Rebus' own, without executing anything they hold."""
     from rebus.shards.sources.open_qwen2vl import is_pack
@@ -184,7 +232,24 @@ def import_foreign(
         return
     from rebus.checkpoints.importing import run
 
-    run(source, out)
+    run(source, out, tower=tower, language=language, template=template)
+
+
+@app.command(epilog="Example: rebus export runs/demo/sft exported --dtype bfloat16")
+def export(
+    checkpoint: ModelPath,
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    layout: Annotated[
+        str | None, typer.Option(help="qwen2_vl, llava_next, llava, or a layout `rebus import` reads; by the model.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's by default.")] = None,
+    shard_gb: Annotated[float, typer.Option(min=0.001, help="Most that one file holds, in 10^9 bytes.")] = 5.0,
+    template: Annotated[str | None, typer.Option(help="How turns are written, where the folder does not say.")] = None,
+) -> None:
+    """Write a checkpoint as a folder that plain transformers, vLLM and SGLang read, or say why none can hold it."""
+    from rebus.checkpoints.export import run
+
+    run(checkpoint, out, layout=layout, dtype=dtype, shard_bytes=int(shard_gb * 1e9), template=template)
 
 
 @app.command(epilog="Example: rebus report runs/demo")

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rebus import __version__
 from rebus.errors import DataError, StrangerError
+from rebus.version import __version__
 
 MANIFEST = "manifest.json"
 BUILDING = ".building"

@@ -22,7 +22,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Image:
-    """An encoded image (JPEG, PNG, WebP bytes, never decoded here) and its size in pixels, read from its header.
+    """An encoded image (JPEG, PNG, WebP bytes, never decoded here) and its upright size in pixels, by its header.
 
     `data` is None where only the size matters, as in planning. width, height: 0 where nobody looked yet.
     limits: what the source asks of the resize (`min_pixels`, `max_pixels`, `resized_height` ...), name and value.
@@ -37,11 +37,13 @@ class Image:
 
 @dataclass(frozen=True)
 class Video:
-    """Frames that were taken from a video when its shard was written. seconds: the time of each in the video."""
+    """Frames that were taken from a video. seconds: the time of each in the video. fps: how many were taken of a second
+    of it (frames over duration, not over the span of `seconds`); 0 where nobody knows."""
 
     frames: tuple[Image, ...]
     seconds: tuple[float, ...]
     role: Role = ""
+    fps: float = 0.0
 
 
 Part = Text | Image | Video

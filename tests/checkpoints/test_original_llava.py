@@ -1,6 +1,5 @@
 """LLaVA's own layout: what is read computes what the parts compute, and what is written back is what was there."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,82 +22,9 @@ from rebus.model.assemble import assemble, fill
 from rebus.model.families import VisionLanguageModel
 from rebus.model.positions import document_positions
 from rebus.pictures.config import AnyresConfig, FixedConfig
+from tiny_foreign import FIELDS, HIDDEN, NEWLINE, VISION, original_folder, original_state, parts, rounded
 
-WIDTH, SIDE, NEWLINE = 32, 3, "model.image_newline"
-VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
-VISION |= {"image_size": 42, "patch_size": 14, "initializer_range": 0.2}
-FIELDS: dict[str, Any] = {
-    "model_type": "llava_llama",
-    "architectures": ["LlavaLlamaForCausalLM"],
-    "mm_projector_type": "mlp2x_gelu",
-    "mm_hidden_size": 16,
-    "mm_vision_select_layer": -2,
-    "mm_vision_select_feature": "patch",
-    "mm_patch_merge_type": "spatial_unpad",
-    "image_aspect_ratio": "anyres",
-    "image_grid_pinpoints": [[42, 84], [84, 42], [84, 84], [126, 42], [42, 126]],
-    "use_mm_proj": True,
-    "mm_use_im_start_end": False,
-    "mm_use_im_patch_token": False,
-    "tokenizer_model_max_length": 300,
-    "unfreeze_mm_vision_tower": True,
-    "mm_vision_tower_lr": 2e-6,
-}
-
-
-def parts() -> tuple[Any, Any, torch.nn.Sequential]:
-    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(3)
-    text = LlamaConfig(
-        vocab_size=97,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        rope_theta=5000.0,
-    )
-    projector = torch.nn.Sequential(torch.nn.Linear(16, WIDTH), torch.nn.GELU(), torch.nn.Linear(WIDTH, WIDTH))
-    return CLIPVisionModel(CLIPVisionConfig(**VISION)).eval(), LlamaForCausalLM(text).eval(), projector
-
-
-def rounded(module: Any) -> Any:
-    """With parameters as float16 keeps them; buffers (rotary tables) are not stored."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.half().float()
-    return module
-
-
-def original_state() -> dict[str, torch.Tensor]:
-    tower, language, projector = parts()
-    state = {f"model.vision_tower.vision_tower.vision_model.{name}": t for name, t in tower.state_dict().items()}
-    state |= {f"model.mm_projector.{name}": tensor for name, tensor in projector.state_dict().items()}
-    state |= dict(language.state_dict()) | {NEWLINE: torch.randn(WIDTH)}
-    return {name: tensor.half() for name, tensor in state.items()}
-
-
-def original_folder(folder: Path, *, form: str = "safetensors", **fields: Any) -> Path:
-    tower, language, _ = parts()
-    tower.config.save_pretrained(folder / "tower")
-    old = language.config.to_dict()
-    old["rope_theta"] = old.pop("rope_parameters")["rope_theta"]  # as transformers 4 wrote it
-    place = {"torch_dtype": "float16", "mm_vision_tower": str(folder / "tower")}
-    config = {**old, **FIELDS, **place, **fields}
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": "<s>"}')
-    state = original_state()
-    if form == "bin":
-        torch.save(state, folder / "pytorch_model.bin")
-    else:
-        names = sorted(state)
-        shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-        for file, held in shards.items():
-            safetensors.torch.save_file({name: state[name].contiguous() for name in held}, folder / file)
-        where = {name: file for file, held in shards.items() for name in held}
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    return folder
+WIDTH, SIDE = HIDDEN, 3
 
 
 def opened(folder: Path) -> VisionLanguageModel:
@@ -244,7 +170,7 @@ def test_a_folder_without_a_tower_takes_it_from_where_it_says(tmp_path: Path):
 def test_a_tower_that_is_nowhere_is_asked_for(tmp_path: Path):
     with pytest.raises(DataError, match="--tower"):
         layout.read(original_folder(tmp_path, mm_vision_tower="someone/tower"), template="plain")
-    found = layout.read(tmp_path, template="plain", tower=tmp_path / "tower")
+    found = layout.read(tmp_path, template="plain", tower=[tmp_path / "tower"])
     assert found.vision["hidden_size"] == 16
     points = [[336, 672], [672, 336]]
     large = {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "image_grid_pinpoints": points}

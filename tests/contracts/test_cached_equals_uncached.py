@@ -17,7 +17,7 @@ from rebus.pictures.prepare import normalise
 from rebus.tokens.positions import prompt_positions
 from tiny_families import MAKERS, Family, documents_of
 
-NUM_NEW = 9
+NUM_NEW = 6
 GREEDY = Sampling(NUM_NEW)
 SAMPLED = Sampling(NUM_NEW, temperature=1.3, top_p=0.9, seed=5)
 PENALISED = Sampling(NUM_NEW, temperature=0.8, top_k=40, repetition_penalty=1.3, seed=6)
@@ -71,13 +71,14 @@ def test_cached_equals_uncached(family: Family, prompts: list[Prompt], sampling:
         assert len(cached) == NUM_NEW
 
 
-def test_company_and_its_order_change_nothing(family: Family, prompts: list[Prompt]):
+def test_company_and_its_order_change_nothing(family: Family, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rebus.model.generate.ROOM", 1)  # so that the cache grows while it is decoded from
     samplings = [
-        replace((GREEDY, SAMPLED, PENALISED)[place % 3], seed=place, max_new_tokens=4 + 5 * place)
+        replace((GREEDY, SAMPLED, PENALISED)[place % 3], seed=place, max_new_tokens=3 + 2 * place)
         for place in range(len(prompts))
     ]
     alone = [list(generate(family.ours, *one, ())) for one in zip(prompts, samplings, strict=True)]
-    for num_rows in (2, 3, len(prompts)):
+    for num_rows in (2, len(prompts)):
         assert together(family.ours, prompts, samplings, num_rows) == alone
     assert together(family.ours, prompts[::-1], samplings[::-1], 3) == alone[::-1]
 
@@ -88,7 +89,8 @@ def test_the_logits_of_a_cached_batch_are_those_of_the_whole_sequence(family: Fa
     for prompt in prompts:
         decoder.add(prompt, GREEDY)
     made = [decoder.step() for _ in range(4)]
-    decoder._run_last_tokens(len(prompts))
+    with torch.inference_mode():
+        decoder._run_last_tokens(len(prompts))
     for place, (prompt, row) in enumerate(zip(prompts, decoder.rows, strict=True)):
         tokens = torch.tensor([step[place][1] for step in made])
         after = torch.arange(len(tokens)) + prompt.next_position
@@ -109,7 +111,7 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
     return MAKERS["llava_siglip"]().ours
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_requests_come_and_go_at_any_time(language: VisionLanguageModel, data: st.DataObject):
     """Added, stepped and dropped in any order, also before their first token: each goes on as it would alone."""

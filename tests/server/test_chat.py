@@ -12,9 +12,10 @@ import pytest
 
 from rebus.cli import main
 from rebus.errors import DataError
-from rebus.model.generate import Sampling
+from rebus.model.decode_sampling import Sampling
 from rebus.records import Image, Text
-from rebus.server.chat import Conversation, open_conversation, printable, read_image, reply, run
+from rebus.server.chat import Conversation, printable, read_image, reply, run
+from rebus.server.engine import Engine
 from rebus.tokens.encode import encode_prompt
 
 
@@ -25,8 +26,8 @@ def picture(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def conversation(tiny_checkpoint: Path) -> Conversation:
-    return open_conversation(tiny_checkpoint, Sampling(max_new_tokens=8))
+def conversation(engine: Engine) -> Conversation:
+    return Conversation(engine, Sampling(max_new_tokens=8))
 
 
 def ask(conversation: Conversation, question: str) -> str:
@@ -44,8 +45,12 @@ def test_the_history_is_the_sample_that_training_would_see(conversation: Convers
     turn = ["user text", "assistant text"]
     assert roles(conversation) == ["user image", "user text", *turn, *turn]
     assert conversation.parts[3] == Text(first, "assistant")
-    decoded = conversation.tokens.tokenizer.decode(
-        [number for number in encode_prompt(conversation.parts[:3], conversation.tokens).ids.tolist() if number >= 0],
+    decoded = conversation.engine.tokens.tokenizer.decode(
+        [
+            number
+            for number in encode_prompt(conversation.parts[:3], conversation.engine.tokens).ids.tolist()
+            if number >= 0
+        ],
         skip_special_tokens=False,
     )
     assert decoded == "<|im_start|>user\n\nWhat is this?<|im_end|>\n<|im_start|>assistant\n"
@@ -78,7 +83,7 @@ def test_a_broken_off_answer_is_forgotten(conversation: Conversation):
 
 
 def test_a_conversation_that_is_too_long_says_so(conversation: Conversation):
-    with pytest.raises(DataError, match=r"was made for 256 in all\. /clear"):
+    with pytest.raises(DataError, match=r"was made for 256 in all, the answer included\. /clear"):
         ask(conversation, "word " * 300)
     assert conversation.parts == []
 
@@ -96,7 +101,7 @@ def test_errors_do_not_end_the_chat(
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"hello", "not a readable picture"), (b"", "not a readable"), (None, "no picture at")]
+    ("content", "message"), [(b"hello", "not a readable picture"), (b"", "not a readable"), (None, "no file at")]
 )
 def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes | None, message: str):
     path = tmp_path / "thing.png"
@@ -160,4 +165,4 @@ def test_a_missing_picture_is_one_message(tiny_checkpoint: Path, capsys: pytest.
         main(["chat", str(tiny_checkpoint), "--image", "nowhere.png", "--question", "What?"])
     captured = capsys.readouterr()
     assert caught.value.code == 1
-    assert (captured.out, captured.err) == ("", "error: no picture at nowhere.png.\n")
+    assert (captured.out, captured.err) == ("", "error: no file at nowhere.png.\n")

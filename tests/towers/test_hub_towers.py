@@ -231,8 +231,8 @@ def test_fused_towers_must_agree(folders: dict[str, Path]):
         TowerConfig(kind="fused", parts=(part,), image_size=64)
     with pytest.raises(ValueError, match="which needs them"):
         TowerConfig(kind="fused", image_size=SIZE)
+    named = TowerConfig(**{**part.model_dump(), "mean": (1, 1, 1), "std": (1, 1, 1)})
     with pytest.raises(ValueError, match="must name those of the image rule"):
-        named = TowerConfig(**{**part.model_dump(), "mean": (1, 1, 1), "std": (1, 1, 1)})
         TowerConfig(kind="fused", parts=(named,), image_size=SIZE)
     with_class = part.model_copy(update={"features": "cls_patch"})
     with pytest.raises(ConfigError, match=r"\[16, 17\]"):

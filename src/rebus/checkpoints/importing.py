@@ -4,6 +4,7 @@ that cannot execute what they read: transformers' GGUF reader, and torch's weigh
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,28 @@ if TYPE_CHECKING:
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 
 
-def run(source: str, out: Path) -> Path:
+def run(
+    source: str,
+    out: Path,
+    *,
+    tower: Sequence[str] = (),
+    language: str | None = None,
+    template: str | None = None,
+) -> Path:
     """Converts `source` into the folder `out` (kind "weights"); at once where that was done before.
 
     source: a .gguf, .pth, .pt or .bin file, or `package:NAME/FILE`, a file inside an installed package, which is found
     without importing it. GGUF becomes a hub folder in float32 (model.safetensors, config, tokenizer, chat template),
-    torch files become one model.safetensors.
+    torch files become one model.safetensors. Whole vision-language models, LLaVA's folders and Prismatic's runs, become
+    hub folders or checkpoints; tower, language (folders, names or hub ids) and template say what they do not hold.
     """
+    if Path(source).exists():
+        from rebus.checkpoints import foreign
+        from rebus.checkpoints.names import resolve
+
+        if foreign.recognises(Path(source)):
+            towers, home = [resolve(one) for one in tower], resolve(language) if language else None
+            return foreign.run(Path(source), out, tower=towers, language=home, template=template)
     path = locate(source)
     if path.suffix not in (".gguf", *TORCH_SUFFIXES):
         raise ConfigError(f"{path.name}: `rebus import` reads .gguf, {', '.join(TORCH_SUFFIXES)}, not '{path.suffix}'.")

@@ -1,7 +1,7 @@
 """Writes checkpoints: the folder that evals and the server read, and the states that training resumes from.
 
 A checkpoint names the tower and the language model that it stands on by fingerprint and carries what was trained:
-the connector, adapters, or the whole language model where that was trained.
+the connector, adapters, or the whole language model or tower where that was trained.
 """
 
 import json
@@ -13,6 +13,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from rebus.checkpoints.hub import layout_of
+from rebus.checkpoints.layouts.settings import vision_of
 from rebus.errors import DataError
 from rebus.fingerprint import (
     MANIFEST,
@@ -24,6 +26,7 @@ from rebus.fingerprint import (
     write_atomically,
     write_manifest,
 )
+from rebus.model.config import ModelConfig
 from rebus.model.families import VisionLanguageModel
 from rebus.towers.config import tower_fingerprint
 
@@ -34,7 +37,7 @@ ADAPTER_PREFIX = "base_model.model."
 def save_model(
     model: VisionLanguageModel, tokens: dict[str, Any], folder: Path, inputs: dict[str, str] | None = None
 ) -> None:
-    """Writes model.json, connector.safetensors, adapter/ or language/, and the manifest last.
+    """Writes model.json, connector.safetensors, adapter/ or language/, tower/ if it was trained; the manifest last.
 
     tokens: the TokensConfig as JSON values. inputs: name -> fingerprint of what the training read. Other files in
     `folder` stay; while there is no manifest, no reader takes it for a checkpoint.
@@ -45,6 +48,7 @@ def save_model(
     is_adapted = model.config.lora is not None
     is_tuned = not is_adapted and any(parameter.requires_grad for parameter in model.language.parameters())
     write_tensors(folder / "connector.safetensors", model.connector.state_dict())
+    _save_tower(model, folder / "tower")
     discard(adapter)
     if is_adapted:
         _save_adapter(model, adapter)
@@ -52,14 +56,14 @@ def save_model(
         discard(language)
     if is_tuned:
         _save_language(model, language)
-    base = {
-        "language": language_fingerprint(language if is_tuned else model.config.language),
-        "tower": tower_fingerprint(model.config.tower),
-    }
+    base = {"language": language_fingerprint(language if is_tuned else model.config.language)}
+    if not model.trains_tower:
+        base["tower"] = base_tower_fingerprint(model.config)
     parts = {"model": model.config.model_dump(mode="json"), "image": model.image.model_dump(mode="json")}
     body = {**parts, "tokens": tokens, "base": base}
     write_atomically(folder / "model.json", json.dumps(body, indent=2) + "\n")
-    written = [folder / "connector.safetensors", *sorted(adapter.glob("*"))]
+    own = [*sorted((folder / "tower").glob("*")), *sorted(adapter.glob("*"))]
+    written = [folder / "connector.safetensors", *own]
     weights = {str(path.relative_to(folder)): file_fingerprint(path) for path in written}
     write_manifest(folder, Manifest("checkpoint", {**body, "weights": weights}, inputs or {}))
 
@@ -72,6 +76,27 @@ def language_fingerprint(folder: Path) -> str:
         raise DataError(f"no language model at {folder} (it holds no config.json). `rebus import --help` makes one.")
     names = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     return fingerprint({path.name: file_fingerprint(path) for path in names})
+
+
+def base_tower_fingerprint(config: ModelConfig) -> str:
+    """Of the tower that training had; of one inside a whole checkpoint, that checkpoint's config and weights."""
+    weights = config.tower.weights
+    if weights is None or layout_of(weights) is None:
+        return tower_fingerprint(config.tower)
+    settings = config.tower.model_dump(mode="json", exclude={"weights"})
+    return fingerprint({**settings, "weights": language_fingerprint(weights)})
+
+
+def _save_tower(model: VisionLanguageModel, folder: Path) -> None:
+    """A trained tower's tensors, and its config where the hub has one; what an earlier save left goes."""
+    vision = vision_of(model) if model.trains_tower else None
+    if model.trains_tower or folder != model.config.tower.weights:
+        discard(folder)
+    if model.trains_tower:
+        folder.mkdir()
+        write_tensors(folder / "model.safetensors", model.tower.state_dict())
+    if vision is not None:
+        write_atomically(folder / "config.json", json.dumps(vision, indent=2) + "\n")
 
 
 def _save_adapter(model: VisionLanguageModel, folder: Path) -> None:

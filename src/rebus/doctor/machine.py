@@ -7,8 +7,8 @@ import platform
 import shutil
 from pathlib import Path
 
-from rebus import __version__
 from rebus.log import say, show_table
+from rebus.version import __version__
 
 REQUIRED = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "pyarrow", "pillow", "pydantic")
 EXTRAS = {

@@ -11,16 +11,18 @@ from rebus.errors import ConfigError, DataError
 from rebus.evals.config import EvalRecipe, PromptConfig
 from rebus.evals.task import Item
 from rebus.log import track
+from rebus.model.decode_sampling import Sampling
 from rebus.model.families import VisionLanguageModel, merge_lora
-from rebus.model.generate import Prompt, Sampling, generate, prompt_of, score_continuations
+from rebus.model.generate import Prompt, generate, prompt_of, score_continuations
 from rebus.pictures.config import FixedConfig, ImageConfig
 from rebus.pictures.prepare import prepare_image
 from rebus.records import Image
 from rebus.tokens.config import TokensConfig
 from rebus.tokens.encode import Encoded, encode_prompt, encode_spans
 from rebus.tokens.positions import prompt_positions
-from rebus.tokens.template import SpecialSpan, TextSpan, user_turn
-from rebus.tokens.tokenizer import TURN_END, Tokens, load_tokens, stop_ids
+from rebus.tokens.spans import SpecialSpan
+from rebus.tokens.template import render_answer, user_turn
+from rebus.tokens.tokenizer import Tokens, load_tokens, stop_ids
 from rebus.towers.cache import FeatureCache, encode_cached
 from rebus.towers.config import tower_fingerprint
 
@@ -85,11 +87,8 @@ def encode_question(prompt: PromptConfig, image: Image | None, tokens: Tokens) -
 
 def label_ids(label: str, prompt: PromptConfig, tokens: Tokens) -> list[int]:
     """The label as an answer, with the token that ends it if the recipe counts that too."""
-    spans: list[TextSpan | SpecialSpan] = [TextSpan(prompt.answer.replace("{label}", label), trainable=True)]
-    if prompt.close:
-        has_turns = tokens.config.template == "chatml" and prompt.question
-        spans.append(SpecialSpan(TURN_END if has_turns else tokens.config.end_of_text, trainable=True))
-    return encode_spans(spans, tokens).ids.tolist()
+    spans = render_answer(prompt.answer.replace("{label}", label), tokens, in_turns=bool(prompt.question))
+    return encode_spans(spans if prompt.close else spans[:-1], tokens).ids.tolist()
 
 
 def read_features(

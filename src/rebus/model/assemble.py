@@ -29,11 +29,11 @@ def parameters_on_meta() -> Iterator[None]:
         register(module, name, parameter)
 
     with _one_at_a_time:
-        nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+        nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
         try:
             yield
         finally:
-            nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def assemble(

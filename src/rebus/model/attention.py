@@ -4,15 +4,13 @@ A document may also be a picture, a frame or a window of one: towers attend both
 `rebus_packed`: on the CPU, documents are laid into right-padded batches of similar length and each batch is one
 causal SDPA: under causality no real token sees the padding behind it, so there is no mask and nothing is O(T^2).
 Without causality a batch holds documents of one length, so there is no padding either.
-On CUDA in half precision, torch's variable-length flash attention runs on the pack as it is.
+On CUDA in half precision, variable-length flash attention runs on the pack as it is (varlen.py).
 `rebus_reference`: one dense mask over the pack; slow, obviously right, for tests.
 
 The indices are computed once a batch (`Documents`) and travel through the language model's forward as a keyword.
 Without `documents` both are plain causal attention behind a cache, which is what decoding needs.
 """
 
-import inspect
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +18,17 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from rebus.model import varlen
 from rebus.model.positions import document_indices
 
 PACKED = "rebus_packed"
 REFERENCE = "rebus_reference"
+
+BUCKETS = torch.tensor(sorted(size for power in range(4, 31) for size in (2**power, 3 * 2 ** (power - 1))))
+"""16, 24, 32, 48, 64, 96, ...: beyond 16 tokens at most a third of a padded batch is padding."""
+
+MAX_QUERIES = 1024
+"""Queries at a time behind a cache, so that no mask is larger than this many rows."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +55,25 @@ def documents_of(
 
     Bounds on the host cost no wait for a GPU. device: where the layout is wanted; None: where bounds is.
     """
-    edges = bounds.tolist()
-    groups: dict[int, list[tuple[int, int]]] = {}
-    for start, end in itertools.pairwise(edges):
-        if end > start:
-            groups.setdefault(_bucket(end - start) if is_causal else end - start, []).append((start, end))
+    device = bounds.device if device is None else device
+    edges = bounds.cpu().long()
+    starts, lengths = edges[:-1], edges.diff()
+    starts, lengths = starts[lengths > 0], lengths[lengths > 0]
+    sizes = BUCKETS[torch.searchsorted(BUCKETS, lengths)] if is_causal else lengths
+    order = sizes.argsort(stable=True)
+    groups = sizes[order].unique_consecutive(return_counts=True)[1].tolist()
     slots, batches = [], []
-    for _, spans in sorted(groups.items()):
-        starts, ends = torch.tensor(spans).T
-        length = int((ends - starts).max())
-        tokens = starts[:, None] + torch.arange(length)  # [documents, length]
-        slots.append(tokens.masked_fill(tokens >= ends[:, None], -1).flatten())
-        batches.append((len(spans), length))
+    for group in order.split(groups):
+        first, length = starts[group, None], int(lengths[group].max())
+        steps = torch.arange(length)
+        slots.append((first + steps).masked_fill(steps >= lengths[group, None], -1).flatten())  # [documents * length]
+        batches.append((len(group), length))
     flat = torch.cat(slots)
     real = (flat >= 0).nonzero().squeeze(1)
     home = torch.empty(len(real), dtype=torch.long)
     home[flat[real]] = real
-    device = bounds.device if device is None else device
-    longest = max(length for _, length in batches)
-    tensors = (tensor.to(device, non_blocking=True) for tensor in (bounds.int(), flat, home))
-    edges_there, slots_there, home_there = tensors
-    return Documents(edges_there, longest, slots_there, home_there, tuple(batches), is_causal)
-
-
-def _bucket(length: int) -> int:
-    """Rounds up to 16, 24, 32, 48, 64, 96, ...: at most a third of a padded batch is padding beyond 16 tokens."""
-    size = 16
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
+    bounds_there, flat, home = (tensor.to(device, non_blocking=True) for tensor in (bounds.int(), flat, home))
+    return Documents(bounds_there, int(lengths.max()), flat, home, tuple(batches), is_causal)
 
 
 class _Pad(torch.autograd.Function):
@@ -124,16 +119,34 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention inside each document; transformers' attention signature; returns [1, T, heads, d], None."""
     if documents is None:
-        return _behind_cache(query, key, value, scaling), None
-    if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
-        return _varlen(query, key, value, documents, scaling), None
+        return _behind_cache(query, key, value, scaling, attention_mask), None
+    if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+        queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # each [T, heads, d]
+        bounds, longest, is_causal = documents.bounds, documents.max_length, documents.is_causal
+        output = varlen.attend(queries, keys, values, bounds, longest, is_causal=is_causal, scaling=scaling)
+        return output.unsqueeze(0), None
+    return _in_batches(query, key, value, documents, scaling, dropout).unsqueeze(0), None
+
+
+@torch.compiler.disable  # its shapes differ with every batch: a compiled form would be made anew each time
+def _in_batches(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    documents: Documents,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """By padded batches, [T, heads, d]."""
     tokens = torch.cat([query, key, value], 1)[0].transpose(0, 1)  # [T, heads + 2 kv_heads, d]
     slots = _Pad.apply(tokens, documents.slots, documents.home)
     heads, kv_heads = query.shape[1], key.shape[1]
-    outputs, start = [], 0
-    for num_documents, length in documents.batches:
-        batch = slots[start : start + num_documents * length].unflatten(0, (num_documents, length)).transpose(1, 2)
-        queries, keys, values = batch.split([heads, kv_heads, kv_heads], dim=1)  # each [documents, heads, length, d]
+    outputs = []
+    for batch, (num_documents, length) in zip(
+        slots.split([number * length for number, length in documents.batches]), documents.batches, strict=True
+    ):
+        rows = batch.unflatten(0, (num_documents, length)).transpose(1, 2)
+        queries, keys, values = rows.split([heads, kv_heads, kv_heads], dim=1)  # each [documents, heads, length, d]
         output = scaled_dot_product_attention(
             queries,
             keys,
@@ -144,8 +157,7 @@ def packed_attention(
             enable_gqa=heads != kv_heads,
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
-        start += num_documents * length
-    return _Unpad.apply(torch.cat(outputs), documents.slots, documents.home).unsqueeze(0), None
+    return _Unpad.apply(torch.cat(outputs), documents.slots, documents.home)
 
 
 def reference_attention(
@@ -161,7 +173,7 @@ def reference_attention(
 ) -> tuple[torch.Tensor, None]:
     """As packed_attention, by one dense [T, T] mask."""
     if documents is None:
-        return _behind_cache(query, key, value, scaling), None
+        return _behind_cache(query, key, value, scaling, attention_mask), None
     owner = document_indices(documents.bounds)
     mask = owner[:, None] == owner[None, :]
     if documents.is_causal:
@@ -172,36 +184,30 @@ def reference_attention(
     return output.transpose(1, 2), None
 
 
-def _behind_cache(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """The last queries [B, heads, q, d] of sequences [B, kv_heads, k, d]: query i sees keys up to k - q + i."""
-    num_queries, num_keys = query.shape[2], key.shape[2]
-    mask = None
-    if num_queries not in (1, num_keys):
-        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
-    output = scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=scaling, is_causal=1 < num_queries == num_keys, enable_gqa=True
-    )
-    return output.transpose(1, 2)
-
-
-def _varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: Documents, scaling: float | None
+def _behind_cache(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    counts: torch.Tensor | None,
 ) -> torch.Tensor:
-    """torch's variable-length flash attention (2.10 and later; its causal switch was renamed on the way)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    queries, keys, values = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, d]
-    known = inspect.signature(varlen_attn).parameters
-    causal: dict[str, Any] = {"is_causal": documents.is_causal}
-    if "window_size" in known:
-        causal = {"window_size": (-1, 0 if documents.is_causal else -1)}
-    if "scale" in known:
-        causal["scale"] = scaling
-    bounds, longest = documents.bounds, documents.max_length
-    output: Any = varlen_attn(queries, keys, values, bounds, bounds, longest, longest, **causal)
-    return output.unsqueeze(0)
+    """The last queries [B, heads, q, d] of sequences [B, kv_heads, k, d]: query i sees keys up to k - q + i, and of
+    them only those that `counts`, bool [B, 1, 1 or q, k], lets it see, where it is given."""
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if num_queries == 1 or (num_queries == num_keys and counts is None):
+        output = scaled_dot_product_attention(
+            query, key, value, attn_mask=counts, scale=scaling, is_causal=num_queries > 1, enable_gqa=True
+        )
+        return output.transpose(1, 2)
+    outputs = []
+    for start in range(0, num_queries, MAX_QUERIES):
+        some = query[:, :, start : start + MAX_QUERIES]
+        seen = num_keys - num_queries + start
+        mask = torch.ones(some.shape[2], num_keys, dtype=torch.bool, device=query.device).tril(seen)
+        if counts is not None:
+            mask = mask & counts.expand(-1, -1, num_queries, -1)[:, :, start : start + MAX_QUERIES]
+        outputs.append(scaled_dot_product_attention(some, key, value, attn_mask=mask, scale=scaling, enable_gqa=True))
+    return torch.cat(outputs, 2).transpose(1, 2)
 
 
 def register() -> None:

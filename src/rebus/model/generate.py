@@ -1,15 +1,20 @@
-"""Decoding behind a key-value cache, and the likelihood of given continuations. One prompt at a time: nothing is
-padded on the left, so no answer depends on what else was asked.
+"""Decoding behind a key-value cache, for one prompt or many, and the likelihood of given continuations. Every prompt
+is run alone and nothing is padded on the left, so no answer depends on what else was asked.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from rebus.model.decode_cache import RowCache
+from rebus.model.decode_sampling import Chooser, Sampling, choose_all
 from rebus.model.families import VisionLanguageModel
+
+ROOM = 256
+"""Tokens that the cache leaves free behind a new prompt, or as many as its answer may have."""
 
 CANDIDATES_AT_ONCE = 32
 
@@ -31,18 +36,6 @@ class Prompt:
         return int(self.positions.max()) + 1 if len(self.ids) else 0
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """temperature: 0 takes the likeliest token (greedy). top_p: draw among the likeliest tokens that hold this share
-    of probability (Holtzman et al., 2020, "The curious case of neural text degeneration", section 3.1). seed: of the
-    draws; the same seed gives the same text."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
 def prompt_of(
     ids: np.ndarray,
     positions: np.ndarray,
@@ -60,7 +53,88 @@ def prompt_of(
     return Prompt(on_ids.to(device), on_positions.to(device), pictures.to(device), on_slots, on_grids, key)
 
 
-@torch.inference_mode()
+class Decoder:
+    """Requests that are answered together: each is run up to its answer alone, then all go on token by token."""
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        self.model, self.cache = model, RowCache()
+        self.rows: list[_Request] = []
+        self._num_added = 0
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.rows)
+
+    @torch.inference_mode()
+    def add(self, prompt: Prompt, sampling: Sampling) -> int:
+        """Runs a prompt; returns the number that its tokens will come under. Raises: SlotMismatchError."""
+        embeddings = _embed_prompt(self.model, prompt)
+        self.cache.begin_row(len(prompt.ids), min(sampling.max_new_tokens, ROOM))
+        try:
+            states = _run(self.model, embeddings.unsqueeze(0), prompt.positions, self.cache)
+            logits = self.model.head(states[0, -1])
+        except BaseException:  # out of memory, say: the others go on
+            self.cache.pop()
+            raise
+        number, self._num_added = self._num_added, self._num_added + 1
+        axes = len(prompt.positions) if prompt.positions.ndim == 2 else 0
+        self.rows.append(_Request(number, Chooser(sampling, prompt.ids), prompt.next_position, axes, logits))
+        return number
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, int]]:
+        """One new token of every request, as (request, token). They go on until they are dropped."""
+        if self._num_begun:
+            self._run_last_tokens(self._num_begun)
+        logits = torch.stack([row.logits for row in self.rows if row.logits is not None])
+        tokens = choose_all(logits, [row.chooser for row in self.rows])
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.token, row.logits = token, None
+        return [(row.number, row.token) for row in self.rows]
+
+    @torch.inference_mode()
+    def drop(self, number: int) -> None:
+        """Ends a request."""
+        place = next(place for place, row in enumerate(self.rows) if row.number == number)
+        for last in (self._num_begun - 1, len(self.rows) - 1):  # those that have begun stay in front
+            if place < last:
+                self.cache.move(last, place)
+                self.rows[place] = self.rows[last]
+                place = last
+        self.cache.pop()
+        self.rows.pop()
+
+    @property
+    def _num_begun(self) -> int:
+        """Requests that have a token which was not run yet; the others, just added, stand behind them."""
+        return sum(row.logits is None for row in self.rows)
+
+    def _run_last_tokens(self, num_begun: int) -> None:
+        rows, device = self.rows[:num_begun], self.model.device
+        tokens = torch.tensor([[row.token] for row in rows], device=device)
+        positions = torch.tensor([[row.position] for row in rows], device=device)  # [rows, 1], on every axis the same
+        if rows[0].axes:
+            positions = positions.expand(rows[0].axes, -1, -1)
+        embeddings = self.model.language.get_input_embeddings()(tokens)
+        mask = self.cache.begin_step(num_begun, device)
+        states = _decode(self.model, embeddings, positions, self.cache, mask)
+        for row, logits in zip(rows, self.model.head(states[:, -1]), strict=True):
+            row.logits, row.position = logits, row.position + 1
+
+
+@dataclass
+class _Request:
+    """position: of the next token, on every axis. axes: of its positions, 0 for one row. logits: [V] of the token to
+    choose next, None where the last one, `token`, has yet to be run."""
+
+    number: int
+    chooser: Chooser
+    position: int
+    axes: int
+    logits: torch.Tensor | None
+    token: int = -1
+
+
 def generate(
     model: VisionLanguageModel, prompt: Prompt, sampling: Sampling, stop_ids: Collection[int], *, cached: bool = True
 ) -> Iterator[int]:
@@ -68,39 +142,32 @@ def generate(
 
     cached: False runs the whole sequence again for every token; same answers, for tests.
     """
-    generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
-    cache = _new_cache(model) if cached else None
-    embeddings = _embed_prompt(model, prompt)
-    inputs, positions = embeddings, prompt.positions
-    for number in range(sampling.max_new_tokens):
-        states = _run(model, inputs.unsqueeze(0), positions, cache)
-        token = _pick(model.head(states[0, -1]), sampling, generator)
+    tokens = _tokens(model, prompt, sampling) if cached else _tokens_uncached(model, prompt, sampling)
+    for token in tokens:
         if token in stop_ids:
             return
         yield token
-        new = model.language.get_input_embeddings()(torch.tensor([token], device=embeddings.device))
-        embeddings = torch.cat([embeddings, new])
-        after = torch.full_like(prompt.positions[..., :1], prompt.next_position + number)
-        inputs = new if cached else embeddings
-        positions = after if cached else torch.cat([positions, after], dim=-1)
 
 
-def stream_text(tokens: Iterator[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
-    """Token ids -> pieces of text, held back while they end in half a character or may still change.
+def _tokens(model: VisionLanguageModel, prompt: Prompt, sampling: Sampling) -> Iterator[int]:
+    decoder = Decoder(model)
+    decoder.add(prompt, sampling)
+    for _ in range(sampling.max_new_tokens):
+        yield decoder.step()[0][1]
 
-    decode: a tokenizer's decode of a list of ids. The pieces joined are decode(all ids).
-    """
-    ids: list[int] = []
-    sent = ""
-    for token in tokens:
-        ids.append(token)
-        text = decode(ids)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(sent) and len(text) > len(sent):
-            yield text[len(sent) :]
-            sent = text
-    rest = decode(ids)[len(sent) :]
-    if rest:
-        yield rest
+
+def _tokens_uncached(model: VisionLanguageModel, prompt: Prompt, sampling: Sampling) -> Iterator[int]:
+    chooser = Chooser(sampling, prompt.ids)
+    with torch.inference_mode():
+        embeddings, positions = _embed_prompt(model, prompt), prompt.positions
+    for number in range(sampling.max_new_tokens):
+        with torch.inference_mode():
+            states = _run(model, embeddings.unsqueeze(0), positions, None)
+            token = chooser.choose(model.head(states[0, -1]))
+            new = model.language.get_input_embeddings()(torch.tensor([token], device=embeddings.device))
+            after = torch.full_like(prompt.positions[..., :1], prompt.next_position + number)
+            embeddings, positions = torch.cat([embeddings, new]), torch.cat([positions, after], dim=-1)
+        yield token
 
 
 @torch.inference_mode()
@@ -147,6 +214,9 @@ def _score_chunk(
 
 
 def _embed_prompt(model: VisionLanguageModel, prompt: Prompt) -> torch.Tensor:
+    """Embeddings [T, H]. Without pictures nothing visual runs: no gradient needs it."""
+    if len(prompt.slots) == 0 and len(prompt.pixels) == 0:
+        return model.language.get_input_embeddings()(prompt.ids)
     bounds = torch.tensor([0, len(prompt.ids)])
     keys = (prompt.key,) if prompt.key else ()
     return model.embed(prompt.ids, prompt.pixels, prompt.slots, prompt.grids, bounds, keys)
@@ -154,9 +224,21 @@ def _embed_prompt(model: VisionLanguageModel, prompt: Prompt) -> torch.Tensor:
 
 def _run(model: VisionLanguageModel, embeddings: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
     """embeddings [B, t, H] at positions [t] or [3, t], behind `cache` -> last hidden states [B, t, H]."""
+    return _decode(model, embeddings, positions.unsqueeze(-2).expand(*positions.shape[:-1], len(embeddings), -1), cache)
+
+
+def _decode(
+    model: VisionLanguageModel,
+    embeddings: torch.Tensor,
+    positions: torch.Tensor,
+    cache: Any,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """embeddings [B, t, H] at positions [B, t] or [3, B, t]. mask: bool [B, 1, t, k], of the keys that count."""
     output = model.language.get_decoder()(
         inputs_embeds=embeddings,
-        position_ids=positions.unsqueeze(-2).expand(*positions.shape[:-1], len(embeddings), -1),
+        position_ids=positions,
+        attention_mask=mask,
         past_key_values=cache,
         use_cache=cache is not None,
     )
@@ -177,14 +259,3 @@ def _repeated(cache: Any, times: int) -> Any:
     for index, layer in enumerate(cache.layers):
         copy.update(layer.keys.expand(times, -1, -1, -1), layer.values.expand(times, -1, -1, -1), index)
     return copy
-
-
-def _pick(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token from logits [V]."""
-    if sampling.temperature <= 0:
-        return int(logits.argmax())
-    probabilities = (logits.float() / sampling.temperature).softmax(-1).cpu()
-    ranked, ids = probabilities.sort(descending=True, stable=True)
-    likelier = ranked.cumsum(0) - ranked  # the share of all likelier tokens
-    ranked[1:].masked_fill_(likelier[1:] >= sampling.top_p, 0.0)  # the likeliest always stays
-    return int(ids[torch.multinomial(ranked, 1, generator=generator)])

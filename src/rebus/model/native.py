@@ -172,9 +172,9 @@ class _Attention(nn.Module):
         attention: str,
     ) -> torch.Tensor:
         query, key, value = self.qkv(states).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # each [P, heads, d]
-        heads = (_turned(query, turn), _turned(key, turn), value)
-        inputs = (tensor.transpose(0, 1).unsqueeze(0) for tensor in heads)
-        output, _ = ATTENTION[attention](self, *inputs, None, documents=documents)
+        query, key = _turned(query, turn), _turned(key, turn)
+        query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+        output, _ = ATTENTION[attention](self, query, key, value, None, documents=documents)
         return self.proj(output[0].flatten(1))
 
 

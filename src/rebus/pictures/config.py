@@ -12,7 +12,8 @@ from rebus.fingerprint import fingerprint
 
 RULE = 3
 """Part of what shapes the pixels: count it up when the same bytes give others. 2: JPEG decoded at reduced scale, EXIF
-orientation applied, 16 bits scaled to 8. 3: `crop` resizes the whole picture and then crops, as CLIP's processor."""
+orientation applied, 16 bits scaled to 8. 3: `crop` resizes the whole picture and then crops, as CLIP's processor;
+EXIF counts where it stands before the pixels."""
 
 ResizeName = Literal["squash", "crop", "letterbox", "pad"]
 MergeName = Literal["flat", "spatial", "spatial_unpad"]
@@ -25,12 +26,21 @@ CLIP_STD: Colour = (0.26862954 * 255, 0.26130258 * 255, 0.27577711 * 255)
 class _Rule(Config):
     """mean, std: of RGB in 0..255; the tower sees (x - mean) / std. reduced_jpeg: decode a JPEG at the smallest scale
     that the resize still shrinks: quicker, and off by what libjpeg's own reduction loses; False gives the pixels of
-    the hub's processors. patch_size: side in pixels of the squares that the tower cuts and its work is counted in."""
+    the hub's processors, and is all that `anyres` and `native` know. patch_size: side in pixels
+    of the squares that the tower cuts and its work is counted in."""
 
     mean: Colour
     std: Colour
     reduced_jpeg: bool = True
     patch_size: int = Field(ge=1)
+
+
+def _refuse_reduced(rule: _Rule) -> None:
+    if rule.reduced_jpeg:
+        raise ValueError(
+            "reduced_jpeg is for `kind: fixed`: anyres and native keep a picture's detail, whose sizes are counted "
+            "before it is decoded. Leave it out"
+        )
 
 
 class FixedConfig(_Rule):
@@ -87,6 +97,7 @@ class AnyresConfig(_Rule):
 
     @model_validator(mode="after")
     def _whole_tiles(self) -> "AnyresConfig":
+        _refuse_reduced(self)
         for width, height in self.canvases:
             if width < 1 or height < 1 or width % self.size or height % self.size:
                 raise ValueError(f"pinpoint {width} x {height} is no whole number of tiles of {self.size} pixels")
@@ -108,7 +119,7 @@ class AnyresConfig(_Rule):
     @property
     def fingerprint(self) -> str:
         shaping = {"size": self.size, "canvases": self.canvases, "mean": self.mean, "std": self.std}
-        return fingerprint({**shaping, "kind": self.kind, "reduced_jpeg": self.reduced_jpeg, "rule": RULE})
+        return fingerprint({**shaping, "kind": self.kind, "rule": RULE})
 
 
 class NativeConfig(_Rule):
@@ -137,6 +148,7 @@ class NativeConfig(_Rule):
 
     @model_validator(mode="after")
     def _ordered(self) -> "NativeConfig":
+        _refuse_reduced(self)
         if self.min_pixels > self.max_pixels or self.video_min_pixels > self.video_max_pixels:
             raise ValueError("min_pixels is above max_pixels")
         return self

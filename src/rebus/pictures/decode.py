@@ -25,6 +25,9 @@ TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
+SIDEWAYS = (5, 6, 7, 8)
+"""Orientations that change a picture's width for its height."""
+
 BROKEN = (OSError, SyntaxError, EOFError, struct.error, LookupError, TypeError, ArithmeticError)
 """What Pillow raises for bytes that are no whole picture; a decompression bomb comes as a subclass of Exception."""
 
@@ -32,7 +35,7 @@ Box = tuple[float, float, float, float]
 
 
 def decode_image(data: bytes) -> "PIL.Image.Image":
-    """Decodes image bytes to RGB at full size, upright as EXIF says (sizes in an index are those before turning).
+    """Decodes image bytes to RGB at full size, upright as EXIF says; sizes in an index are those of upright pictures.
 
     Transparency is laid on white, the first frame of an animation stands for it, deeper colours are scaled to 8 bits.
     Raises: ValueError with the reason where the bytes are no complete picture or a decompression bomb.
@@ -59,9 +62,9 @@ def decode(
         picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
         if picture.width * picture.height > MAX_PIXELS:
             raise ValueError(f"{picture.width} x {picture.height} pixels, over the limit of {MAX_PIXELS:,}")
+        turn = _turn(picture)
         box = _reduce(picture, target) if target is not None else None
         picture.load()
-        turn = _turn(picture)
         return _to_rgb(picture), box, turn
     except (*BROKEN, PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable picture: {error}") from error
@@ -83,14 +86,26 @@ def _reduce(picture: "PIL.Image.Image", target: Target) -> Box | None:
 
 
 def _turn(picture: "PIL.Image.Image") -> "PIL.Image.Transpose | None":
-    """How the picture is to be turned to stand upright; damaged EXIF turns nothing. TIFF was turned by Pillow."""
+    """How the picture is to be turned to stand upright; damaged EXIF turns nothing. TIFF is turned by Pillow.
+
+    Asked before the pixels are decoded: what a PNG says behind them no header reader sees, and counts nowhere.
+    """
+    import PIL.Image
+
+    if picture.format == "TIFF":
+        return None
+    name = TURNS.get(orientation(picture))
+    return PIL.Image.Transpose[name] if name else None
+
+
+def orientation(picture: "PIL.Image.Image") -> int:
+    """What EXIF in front of the pixels says, 1 where it says nothing or is damaged. No pixel is decoded."""
     import PIL.Image
 
     try:
-        name = TURNS.get(picture.getexif().get(ORIENTATION, 1))
-    except (*BROKEN, ValueError):
-        return None
-    return PIL.Image.Transpose[name] if name else None
+        return PIL.Image.Image.getexif(picture).get(ORIENTATION, 1)  # a PNG's own would decode, to look behind pixels
+    except (*BROKEN, ValueError, UserWarning):
+        return 1
 
 
 def _to_rgb(picture: "PIL.Image.Image") -> "PIL.Image.Image":

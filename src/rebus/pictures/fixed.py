@@ -5,20 +5,22 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rebus.pictures.config import Colour, FixedConfig
-from rebus.pictures.decode import Box, Target, decode
+from rebus.pictures.decode import Box, Target, decode, decode_image
 
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
-MAX_STRETCH = 16
-"""`crop` looks at no more than this many times the square of a long picture: the rest is far outside the centre."""
+MAX_STRETCH = 200
+"""`crop` resizes no more than this many times the square of a long picture, which bounds its memory (size 336: 68 MB);
+shards refuse what is longer. Up to there its pixels are CLIP's processor's to the bit."""
 
 
 def square(data: bytes, config: FixedConfig) -> "np.ndarray":
     """Encoded image -> uint8 [size, size, 3]. Raises: ValueError as decode_image does."""
-    target = Target(config.size, config.resize in ("letterbox", "pad")) if config.reduced_jpeg else None
-    picture, box, turn = decode(data, target)
+    if not config.reduced_jpeg:  # upright first: a resize works in rows, then in columns, and rounds between them
+        return resize_image(decode_image(data), config)
+    picture, box, turn = decode(data, Target(config.size, config.resize in ("letterbox", "pad")))
     return resize_image(picture, config, box, turn)
 
 
@@ -36,9 +38,9 @@ def resize_image(
     import numpy as np
     import PIL.Image
 
-    box = box or (0, 0, *picture.size)
     if config.resize == "pad":
         picture, box = _padded(picture, box, config.mean)
+    box = box or (0, 0, *picture.size)
     if config.resize == "crop":
         box = _shortened(box)
     resized = picture.resize(_sides(box, config), PIL.Image.Resampling.BICUBIC, box=box)
@@ -73,15 +75,19 @@ def _shortened(box: Box) -> Box:
     return (box[0] + across, box[1] + down, box[2] - across, box[3] - down) if across or down else box
 
 
-def _padded(picture: "PIL.Image.Image", box: Box, mean: Colour) -> "tuple[PIL.Image.Image, Box]":
-    """What counts of the picture in the middle of a square of the mean colour, cut to whole values as LLaVA does."""
+def _padded(picture: "PIL.Image.Image", box: Box | None, mean: Colour) -> "tuple[PIL.Image.Image, Box]":
+    """The picture in the middle of a square of the mean colour, whose values LLaVA cuts to whole ones, as it puts the
+    picture a pixel up or left where the middle is none. A reduced picture's middle lies between pixels: the box of the
+    square that is returned does so too."""
     import PIL.Image
 
-    width, height = (math.ceil(box[2] - box[0]), math.ceil(box[3] - box[1]))
-    side = max(width, height)
-    canvas = PIL.Image.new("RGB", (side, side), (int(mean[0]), int(mean[1]), int(mean[2])))
-    canvas.paste(picture.crop((0, 0, width, height)), ((side - width) // 2, (side - height) // 2))
-    return canvas, (0, 0, side, side)
+    side, exact = max(picture.size), max(box[2], box[3]) if box else max(picture.size)
+    room = [side + (box is not None and length < side) for length in picture.size]  # for where the middle truly is
+    left, top = ((length - inner + 1 - (box is None)) // 2 for length, inner in zip(room, picture.size, strict=True))
+    canvas = PIL.Image.new("RGB", (room[0], room[1]), (int(mean[0]), int(mean[1]), int(mean[2])))
+    canvas.paste(picture, (left, top))
+    across, down = (max(0, left - (exact - box[2]) / 2), max(0, top - (exact - box[3]) / 2)) if box else (0, 0)
+    return canvas, (across, down, across + exact, down + exact)
 
 
 def _on_mean(pixels: "np.ndarray", config: FixedConfig) -> "np.ndarray":

@@ -3,7 +3,7 @@ of one token side by side."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rebus.pictures.config import NativeConfig
 from rebus.records import Image, Video
@@ -19,7 +19,23 @@ VIDEO_FLOOR = 1.05
 """A frame may always have this many times its least pixels, however many frames share the total (qwen-vl-utils)."""
 
 
-def fit(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+LIMITS = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
+"""What a picture or video may ask of the resize, as qwen-vl-utils names it."""
+
+Limits = tuple[tuple[str, int], ...]
+"""Some of LIMITS, name and value, as `records.Image.limits` holds them."""
+
+
+def limits_of(options: Mapping[str, Any]) -> Limits:
+    """The LIMITS among some options. Raises: ValueError for a value that is no size."""
+    found = [(name, options[name]) for name in LIMITS if options.get(name) is not None]
+    for name, value in found:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 2**62 or value % 1:
+            raise ValueError(f"{name} = {value!r}; a whole number of pixels is wanted")
+    return tuple((name, int(value)) for name, value in found)
+
+
+def fit(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
     """(height, width) in whole multiples of `factor`, between the limits, near the picture's shape (`smart_resize`).
 
     Clamped to one factor on both branches: qwen-vl-utils can return 0 where it shrinks, transformers rounds thin
@@ -38,24 +54,44 @@ def fit(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) 
 
 
 def resized(visual: Image | Video, config: NativeConfig) -> tuple[int, int]:
-    """(height, width) in pixels that a picture, or each frame of a video, is resized to."""
+    """(height, width) in pixels that a picture, or each frame of a video, is resized to.
+
+    Its own `resized_height` and `resized_width` stand for its size, within the rule's limits of a picture; else its own
+    `min_pixels` and `max_pixels` go before the rule's. Raises: ValueError as `fit` does, for limits that contradict
+    each other and for a video of no frames.
+    """
+    if isinstance(visual, Video) and not visual.frames:
+        raise ValueError("a video of no frames")
     picture = visual.frames[0] if isinstance(visual, Video) else visual
     limits = dict(picture.limits)
     if "resized_height" in limits and "resized_width" in limits:
-        return fit(limits["resized_height"], limits["resized_width"], config.factor, 0, 2**62)
+        sides = limits["resized_height"], limits["resized_width"]
+        return fit(*sides, config.factor, config.min_pixels, config.max_pixels)
     if isinstance(visual, Video):
         least, most = _frame_limits(limits, len(visual.frames), config)
     else:
-        least, most = limits.get("min_pixels", config.min_pixels), limits.get("max_pixels", config.max_pixels)
+        least, most = _own_limits(limits, config.min_pixels, config.max_pixels)
     return fit(picture.height, picture.width, config.factor, least, most)
 
 
-def _frame_limits(limits: Mapping[str, int], num_frames: int, config: NativeConfig) -> tuple[int, int]:
-    least = limits.get("min_pixels", config.video_min_pixels)
-    total = limits.get("total_pixels", config.video_total_pixels)
-    share = total * config.temporal_patch_size // num_frames
-    ceiling = max(min(config.video_max_pixels, share), int(least * VIDEO_FLOOR))
-    return least, min(limits.get("max_pixels", ceiling), ceiling)
+def _own_limits(limits: Mapping[str, float], least: float, most: float) -> tuple[float, float]:
+    """The limits that hold: where one is a picture's own and passes the rule's other one, that one gives way."""
+    own_least, own_most = limits.get("min_pixels"), limits.get("max_pixels")
+    if own_least is not None and own_most is not None and own_least > own_most:
+        raise ValueError(f"min_pixels {own_least} is above max_pixels {own_most}")
+    least = own_least if own_least is not None else least if own_most is None else min(least, own_most)
+    most = own_most if own_most is not None else max(most, least)
+    return least, most
+
+
+def _frame_limits(limits: Mapping[str, int], num_frames: int, config: NativeConfig) -> tuple[float, float]:
+    """Of each frame: its share of the total is counted in the groups of frames that become one."""
+    floor = limits.get("min_pixels", config.video_min_pixels)
+    groups = -(-num_frames // config.temporal_patch_size)
+    share = limits.get("total_pixels", config.video_total_pixels) / groups
+    ceiling = max(min(config.video_max_pixels, share), int(floor * VIDEO_FLOOR))
+    least, most = _own_limits(limits, config.video_min_pixels, ceiling)
+    return least, min(most, ceiling)
 
 
 def grid_of(visual: Image | Video, config: NativeConfig) -> tuple[int, int, int]:
@@ -66,7 +102,10 @@ def grid_of(visual: Image | Video, config: NativeConfig) -> tuple[int, int, int]
 
 
 def seconds_per_step(video: Video, config: NativeConfig) -> float:
-    """Seconds of video that one step of the time axis stands for."""
+    """Seconds of video that one step of the time axis stands for: by the rate at which frames were taken, as Qwen2.5-VL
+    counts it, or where nobody knows that by their times."""
+    if video.fps:
+        return round(config.temporal_patch_size / video.fps, 6)
     if len(video.seconds) < 2:
         return 0.0
     span = (video.seconds[-1] - video.seconds[0]) / (len(video.seconds) - 1)
@@ -94,7 +133,11 @@ def patchify(frames: "np.ndarray", config: NativeConfig) -> "np.ndarray":
 def resize_frames(pictures: "Sequence[PIL.Image.Image]", height: int, width: int) -> "np.ndarray":
     """RGB pictures -> uint8 [frames, height, width, 3], bicubic."""
     import numpy as np
+
+    return np.stack([np.asarray(resize(picture, height, width)) for picture in pictures])
+
+
+def resize(picture: "PIL.Image.Image", height: int, width: int) -> "PIL.Image.Image":
     import PIL.Image
 
-    bicubic = PIL.Image.Resampling.BICUBIC
-    return np.stack([np.asarray(picture.resize((width, height), bicubic)) for picture in pictures])
+    return picture.resize((width, height), PIL.Image.Resampling.BICUBIC)

@@ -3,13 +3,13 @@
 from html import escape
 from typing import Any
 
-from rebus import __version__
 from rebus.report.gather import Way, read_targets
 from rebus.report.results import headline_eval
 from rebus.report.section_data import funnel_section, packs_section, quarantine_section, scores_section
 from rebus.report.section_made import limits_section, made_section, tiles_section
 from rebus.report.section_model import answers_section, eval_section, training_section
 from rebus.report.style import CSS, HATCH
+from rebus.version import __version__
 
 MISSING = {
     "headline": "",

@@ -6,22 +6,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from rebus.checkpoints.load import load_model
 from rebus.errors import DataError
 from rebus.log import console, say
-from rebus.model.families import VisionLanguageModel
-from rebus.model.generate import Prompt, Sampling, generate, prompt_of, stream_text
+from rebus.model.decode_sampling import Sampling
 from rebus.pictures.config import FixedConfig
-from rebus.pictures.decode import decode_image
-from rebus.pictures.prepare import normalise, prepare
 from rebus.records import Image, Part, Text
-from rebus.tokens.config import TokensConfig
-from rebus.tokens.encode import Encoded, encode_prompt
-from rebus.tokens.positions import prompt_positions
-from rebus.tokens.template import user_turn
-from rebus.tokens.tokenizer import Tokens, load_tokens, stop_ids
+from rebus.server.engine import Engine, PromptTooLongError, Request
+from rebus.server.inputs import image_of
+from rebus.server.load import load
 
 COMMANDS = "/image PATH shows a picture, /clear forgets the conversation, /quit leaves"
 
@@ -29,8 +21,8 @@ COMMANDS = "/image PATH shows a picture, /clear forgets the conversation, /quit 
 class Conversation:
     """A loaded model, the picture on the table, and what was said about it."""
 
-    def __init__(self, model: VisionLanguageModel, tokens: Tokens, sampling: Sampling) -> None:
-        self.model, self.tokens, self.sampling = model, tokens, sampling
+    def __init__(self, engine: Engine, sampling: Sampling) -> None:
+        self.engine, self.sampling = engine, sampling
         self.image: Image | None = None
         self.parts: list[Part] = []
 
@@ -49,31 +41,15 @@ class Conversation:
         Raises: DataError where the conversation has become longer than the model was trained for.
         """
         images = [self.image] if self.image is not None and not self.parts else []
-        parts = [*self.parts, *user_turn(question, images)]
-        encoded = encode_prompt(parts, self.tokens)
-        limit, room = self.tokens.config.max_tokens, self.sampling.max_new_tokens
-        if encoded.num_tokens + room > limit:
-            raise DataError(
-                f"the conversation has {encoded.num_tokens} tokens and the answer may have {room}; the model "
-                f"was made for {limit} in all. /clear forgets the conversation."
-            )
-        made = generate(self.model, self._prompt(encoded), self.sampling, stop_ids(self.tokens))
-        pieces = []
-        for piece in stream_text(made, self._decode):
-            pieces.append(piece)
-            yield piece
-        self.parts = [*parts, Text("".join(pieces), "assistant")]
-
-    def _prompt(self, encoded: Encoded) -> Prompt:
-        rule = self.tokens.config.image
-        rows = [prepare(image, rule).rows for image in encoded.images]
-        pixels = normalise(np.concatenate(rows), rule) if rows else None
-        positions = prompt_positions(encoded, rule)
-        key, device = "the conversation", self.model.device
-        return prompt_of(encoded.ids, positions, encoded.slots, encoded.grids, pixels, device=device, key=key)
-
-    def _decode(self, ids: list[int]) -> str:
-        return printable(self.tokens.tokenizer.decode(ids)).lstrip()
+        parts = [*self.parts, *self.engine.turn(question, images)]
+        said = []
+        try:
+            for piece in self.engine.pieces(Request(tuple(parts), self.sampling)):
+                said.append(piece)
+                yield printable(piece)
+        except PromptTooLongError as error:
+            raise DataError(f"{error} /clear forgets the conversation.") from error
+        self.parts = [*parts, Text("".join(said), "assistant")]
 
 
 def run(model: Path, *, image: Path | None, question: str | None, max_tokens: int, temperature: float) -> None:
@@ -88,7 +64,7 @@ def run(model: Path, *, image: Path | None, question: str | None, max_tokens: in
     if question is not None:
         answer(conversation, question)
         return
-    say(introduce(model, conversation))
+    say(introduce(model, conversation.engine))
     say(f"{COMMANDS}.")
     for line in read_lines():
         if line in ("", "/quit"):
@@ -98,15 +74,13 @@ def run(model: Path, *, image: Path | None, question: str | None, max_tokens: in
 
 def open_conversation(folder: Path, sampling: Sampling) -> Conversation:
     """Loads a checkpoint to talk to. Raises: DataError, StrangerError."""
-    model, tokens = load_model(folder)
-    return Conversation(model, load_tokens(TokensConfig.model_validate(tokens)), sampling)
+    return Conversation(load(folder), sampling)
 
 
-def introduce(folder: Path, conversation: Conversation) -> str:
+def introduce(folder: Path, engine: Engine) -> str:
     """One line about who is talking."""
-    config = conversation.model.config
-    num_parameters = sum(parameter.numel() for parameter in conversation.model.parameters())
-    rule = conversation.model.image
+    config, rule = engine.config, engine.tokens.config.image
+    num_parameters = sum(parameter.numel() for parameter in engine.model.parameters())
     pictures = (
         f"{rule.tokens_per_side**2} tokens a picture" if isinstance(rule, FixedConfig) else f"{rule.kind} pictures"
     )
@@ -119,14 +93,7 @@ def introduce(folder: Path, conversation: Conversation) -> str:
 
 def read_image(path: Path) -> Image:
     """Reads a picture and looks at all of it. Raises: DataError that names the file."""
-    if not path.is_file():
-        raise DataError(f"no picture at {path}.")
-    data = path.read_bytes()
-    try:
-        width, height = decode_image(data).size
-    except ValueError as error:
-        raise DataError(f"{path}: {error}. PNG, JPEG, WebP, GIF and BMP files can be shown.") from error
-    return Image(width, height, data, "user")
+    return image_of(path)
 
 
 def read_lines() -> Iterator[str]:

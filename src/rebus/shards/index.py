@@ -18,8 +18,9 @@ from rebus.shards.link import read_link
 from rebus.shards.members import DAMAGED_TAR, TRUNCATED_TAR, Member, walk_members
 from rebus.storage import file_size, open_file
 
-VERSION = 4
-"""Part of what makes a shards folder: count it up when the same tar gets another index."""
+VERSION = 5
+"""Part of what makes a shards folder: count it up when the same tar gets another index. 5: sizes
+are those of upright pictures (EXIF), which is what rules that count tokens by size need."""
 
 DUPLICATE_KEY = "duplicate key"
 UNREADABLE_TAR = "unreadable tar"
@@ -42,7 +43,7 @@ SCHEMA = pa.schema(
     ],
     metadata={"rebus_index": str(VERSION)},
 )
-"""width, height: of the first image, 0 where there is none. image_sizes: width, height of every image in turn.
+"""width, height: of the first image, upright, 0 where there is none. image_sizes: the same of every image in turn.
 text_offset, text_length: the bytes of the caption, or those that hold all members but the pictures. notes: what is odd
 about a usable sample. The metadata tells the version to whoever reads it."""
 

@@ -13,7 +13,7 @@ import PIL.PngImagePlugin
 import PIL.TiffImagePlugin
 import PIL.WebPImagePlugin
 
-from rebus.pictures.decode import BROKEN, MAX_PIXELS
+from rebus.pictures.decode import BROKEN, MAX_PIXELS, SIDEWAYS, TURNS, orientation
 from rebus.records import Image, Role
 from rebus.shards.damage import (
     ANIMATED,
@@ -49,13 +49,13 @@ _OPENERS = (
 REFUSED = (*BROKEN, ValueError, Warning)
 """What Pillow raises for bytes that are no picture, or none that is whole."""
 
-_ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and TIFF
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 _OTHER_NAMES = {"jpeg": "jpg", "tiff": "tif"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """format: a key of FORMATS. width, height: in pixels. notes: constants of damage.NOTES."""
+    """format: a key of FORMATS. width, height: in pixels, upright. notes: constants of damage.NOTES."""
 
     format: str
     width: int
@@ -84,13 +84,13 @@ def read_header(data: bytes) -> Header:
     found = quick_header(data)
     if found is None:
         picture = open_header(data)
-        return Header(str(picture.format), *picture.size, _notes(picture, data))
+        return Header(str(picture.format), *_upright(picture), _notes(picture, data))
     _refuse_bomb(found.width, found.height)
     return Header(found.format, found.width, found.height, tuple(found.notes))
 
 
 def probe_image(data: bytes, role: Role = "") -> Image:
-    """Size from the header. Raises: DamagedSampleError for what is no picture, or none that shows anything."""
+    """Upright size from the header. Raises: DamagedSampleError for what is no picture, or none that shows anything."""
     return probe_named(data, "", role)[0]
 
 
@@ -119,12 +119,18 @@ def _notes(picture: PIL.Image.Image, data: bytes) -> tuple[str, ...]:
             CMYK: picture.mode == "CMYK",
             SIXTEEN_BIT: _is_deep(picture, data),
             ANIMATED: picture.format in ("GIF", "PNG", "WEBP") and getattr(picture, "is_animated", False),
-            # A PNG's own getexif would decode the pixels, to look for EXIF behind them.
-            EXIF_ROTATED: PIL.Image.Image.getexif(picture).get(_ORIENTATION, 1) not in (0, 1),
+            EXIF_ROTATED: orientation(picture) in TURNS,
         }
     except REFUSED as error:
         raise DamagedSampleError(UNREADABLE_IMAGE, str(error)) from error
     return tuple(note for note, is_so in found.items() if is_so)
+
+
+def _upright(picture: PIL.Image.Image) -> tuple[int, int]:
+    """(width, height) as decode_image gives it; of a TIFF Pillow itself says the upright size."""
+    width, height = picture.size
+    is_sideways = picture.format != "TIFF" and orientation(picture) in SIDEWAYS
+    return (height, width) if is_sideways else (width, height)
 
 
 def _is_deep(picture: PIL.Image.Image, data: bytes) -> bool:

@@ -1,10 +1,12 @@
 """Conversations: LLaVA's `conversations` and chat `messages`, pictures and videos at their places."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
 from typing import Any
 
+from rebus.pictures import native
 from rebus.records import Image, Part, Role, Text, Video
 from rebus.shards.damage import (
     BAD_JSON,
@@ -22,9 +24,6 @@ _ROLES: dict[str, Role] = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
 }  # fmt: skip
 
-LIMITS = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
-"""What an element of a chat message may ask of the resize, as qwen-vl-utils names it."""
-
 PICTURES = {"image": "image", "image_url": "image", "video": "video"}
 """Types of an element that stand for pictures (`image_url` is OpenAI's), and what each is."""
 
@@ -33,8 +32,9 @@ PICTURES = {"image": "image", "image_url": "image", "video": "video"}
 class Place:
     """Where one image stands, or a video: as many of the following pictures as there are seconds."""
 
-    limits: tuple[tuple[str, int], ...] = ()
+    limits: native.Limits = ()
     seconds: tuple[float, ...] = ()
+    fps: float = 0.0
 
     @property
     def num_images(self) -> int:
@@ -49,8 +49,9 @@ def conversation_parts(metadata: Mapping[str, Any], images: Sequence[Image]) -> 
     """LLaVA's `conversations` (from, value) or `messages` (role, content), images at their placeholders.
 
     content: a text with placeholders, or a list of {"type": "text", "text"}, {"type": "image"} and {"type": "video",
-    "num_frames", "seconds"} (its frames are the next pictures), the last two with LIMITS. What the assistant says
-    before anybody else spoke is left out, as LLaVA leaves it out: it answers nothing. Raises: DamagedSampleError.
+    "num_frames", "seconds", "fps"} (its frames are the next pictures), the last two with native.LIMITS. What
+    the assistant says before anybody else spoke is left out, as LLaVA leaves it out: it answers nothing.
+    Raises: DamagedSampleError.
     """
     turns = [_turn(entry) for entry in turns_of(metadata)]
     if turns and turns[0][0] == "assistant":
@@ -105,7 +106,7 @@ def _refuse_unplaced_video(metadata: Mapping[str, Any], turns: list[Turn]) -> No
 def _pictures(place: Place, following: Iterator[Image]) -> Image | Video:
     if not place.seconds:
         return _at(place, next(following))
-    return Video(tuple(_at(place, next(following)) for _ in place.seconds), place.seconds, "user")
+    return Video(tuple(_at(place, next(following)) for _ in place.seconds), place.seconds, "user", place.fps)
 
 
 def _at(place: Place, image: Image) -> Image:
@@ -173,19 +174,18 @@ def _element_pieces(element: Any) -> list[str | Place]:
     if kind == "image":
         return [Place(limits_of(element))]
     if kind == "video":
-        return [Place(limits_of(element), _seconds(element))]
+        return [Place(limits_of(element), _seconds(element), _fps(element))]
     if isinstance(element, dict) and isinstance(element.get("text"), str):
         return _split(element["text"])
     raise DamagedSampleError(BAD_JSON, "a turn's content holds something that is neither text, image nor video")
 
 
-def limits_of(element: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
-    """The LIMITS of an element, name and value. Raises: DamagedSampleError for a value that is no size."""
-    found = [(name, element[name]) for name in LIMITS if element.get(name) is not None]
-    for name, value in found:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or value < 1:
-            raise DamagedSampleError(BAD_JSON, f"{name} = {value!r}; a whole number of pixels is wanted")
-    return tuple((name, int(value)) for name, value in found)
+def limits_of(element: Mapping[str, Any]) -> native.Limits:
+    """What an element asks of the resize. Raises: DamagedSampleError for a value that is no size."""
+    try:
+        return native.limits_of(element)
+    except ValueError as error:
+        raise DamagedSampleError(BAD_JSON, str(error)) from error
 
 
 def _seconds(element: Mapping[str, Any]) -> tuple[float, ...]:
@@ -195,3 +195,11 @@ def _seconds(element: Mapping[str, Any]) -> tuple[float, ...]:
     if not all(isinstance(second, int | float) for second in seconds):
         raise DamagedSampleError(BAD_JSON, "a video's `seconds` are no numbers")
     return tuple(float(second) for second in seconds)
+
+
+def _fps(element: Mapping[str, Any]) -> float:
+    """Frames that were taken of a second; 0 where the json does not say."""
+    fps = element.get("fps", 0.0)
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 <= fps < math.inf:
+        raise DamagedSampleError(BAD_JSON, f"a video's `fps` is {fps!r}")
+    return float(fps)

@@ -32,7 +32,7 @@ def print_document(number: int, document: DocumentView) -> None:
     for index, piece in enumerate(document.pieces):
         if isinstance(piece, SlotView):
             output.print(thumbnail(piece.data))
-            line.append(f"[image {piece.width} x {piece.height}: {piece.num_tokens} positions]", "magenta")
+            line.append(f"[{piece.about}: {piece.num_tokens} positions]", "magenta")
         else:
             line.append_text(_token(piece, SHADES[index % 2]))
     output.print(line)

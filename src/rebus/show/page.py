@@ -117,8 +117,7 @@ def _piece(piece: TokenView | SlotView, origin: int) -> str:
     seen = piece.position - origin
     if isinstance(piece, SlotView):
         span = f"{seen:,} to {seen + piece.num_tokens - 1:,}"
-        size = f"{piece.width} x {piece.height} pixels"
-        picture = thumbnail(piece.data, THUMBNAIL_SIDE, size)
+        picture = thumbnail(piece.data, THUMBNAIL_SIDE, f"{piece.about} pixels")
         return f'<span class="slot">{picture}<small>{piece.num_tokens:,} tokens<br>{span}</small></span>'
     tag = "b" if piece.trained else "i"
     text = escape(piece.text).replace("\n", "⏎\n") or "·"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from rebus.batches.feed import Feed, load_document
 from rebus.packs.plan import TO_THE_END, Reference
-from rebus.records import Damage
+from rebus.pictures.prepare import Visual
+from rebus.records import Damage, Video
 from rebus.tokens.encode import Encoded
 from rebus.tokens.tokenizer import Tokens
 
@@ -25,13 +26,23 @@ class TokenView:
 
 @dataclass(frozen=True)
 class SlotView:
-    """One image and the positions of the pack that it takes: `num_tokens` from `position` on."""
+    """One image and the positions of the pack that it takes: `num_tokens` from `position` on.
+
+    num_frames: of a whole video, whose first frame the other fields are of; 0 for a picture.
+    """
 
     position: int
     num_tokens: int
     width: int
     height: int
     data: bytes
+    num_frames: int = 0
+
+    @property
+    def about(self) -> str:
+        """What it is and how large, in words."""
+        kind = f"video of {self.num_frames} frames," if self.num_frames else "image"
+        return f"{kind} {self.width} x {self.height}"
 
 
 Piece = TokenView | SlotView
@@ -83,12 +94,14 @@ class PackView:
     @property
     def caption(self) -> str:
         documents = sum(not document.damage for document in self.documents)
-        images = sum(isinstance(piece, SlotView) for document in self.documents for piece in document.pieces)
+        slots = [one for document in self.documents for one in document.pieces if isinstance(one, SlotView)]
+        videos = sum(slot.num_frames > 0 for slot in slots)
+        images = len(slots) - videos
+        visuals = f"{images} image{'s'[: images != 1]}, " + (f"{videos} video{'s'[: videos != 1]}, " if videos else "")
         return (
             f"pack {self.number} of {self.num_packs}: {self.num_tokens:,} of {self.capacity:,} positions "
             f"({self.num_tokens / self.capacity:.1%}), {documents} document{'s'[: documents != 1]}, "
-            f"{images} image{'s'[: images != 1]}, "
-            f"{sum(document.num_trained for document in self.documents):,} tokens trained on"
+            f"{visuals}{sum(document.num_trained for document in self.documents):,} tokens trained on"
         )
 
 
@@ -119,15 +132,13 @@ def _view_document(feed: Feed, reference: Reference, start: int) -> DocumentView
 
 def _pieces(encoded: Encoded, tokens: Tokens, start: int, *, preceded: bool) -> Iterator[Piece]:
     """preceded: whether the document before it learns to predict its first token."""
-    slots = dict(
-        zip(encoded.image_starts.tolist(), zip(encoded.image_lengths, encoded.images, strict=True), strict=True)
-    )
+    places = zip(encoded.image_starts.tolist(), encoded.image_lengths.tolist(), encoded.images, strict=True)
+    slots = {first: _slot(start + first, length, visual) for first, length, visual in places}
     waiting: list[int] = []  # tokens of a character that is not whole yet
     for position, number in enumerate(encoded.ids.tolist()):
         if position in slots:
-            length, image = slots[position]
             waiting = []
-            yield SlotView(start + position, int(length), image.width, image.height, image.data or b"")
+            yield slots[position]
         elif number >= 0:
             waiting = [*waiting[-3:], number]
             text = tokens.tokenizer.decode(waiting, skip_special_tokens=False)
@@ -135,3 +146,8 @@ def _pieces(encoded: Encoded, tokens: Tokens, start: int, *, preceded: bool) -> 
             trained = bool(encoded.trainable[position]) and (position > 0 or preceded)
             yield TokenView(number, start + position, text if is_whole else "", trained)
             waiting = [] if is_whole else waiting
+
+
+def _slot(position: int, num_tokens: int, visual: Visual) -> SlotView:
+    num_frames, image = (len(visual.frames), visual.frames[0]) if isinstance(visual, Video) else (0, visual)
+    return SlotView(position, num_tokens, image.width, image.height, image.data or b"", num_frames)

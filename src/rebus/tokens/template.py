@@ -4,60 +4,41 @@ Every span says by itself whether it is trained on, so the loss mask is built, n
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from itertools import groupby
 
 from rebus.errors import DataError
-from rebus.pictures.prepare import Visual, visuals_of
-from rebus.records import Image, Part, Role, Sample, Text
+from rebus.pictures.prepare import visuals_of
+from rebus.records import Image, Part, Sample, Text
 from rebus.tokens.config import TokensConfig
-from rebus.tokens.tokenizer import TURN_END, TURN_START
+from rebus.tokens.spacing import fit
+from rebus.tokens.spans import ImageSpan, Span, SpecialSpan, TextSpan, Turn, merge, opening
+from rebus.tokens.templates import style
+from rebus.tokens.tokenizer import Tokens
 
 
-@dataclass(frozen=True)
-class TextSpan:
-    """Text to tokenise as written; special-looking text stays text."""
-
-    text: str
-    trainable: bool
-
-
-@dataclass(frozen=True)
-class SpecialSpan:
-    """One special token, by name."""
-
-    token: str
-    trainable: bool
-
-
-@dataclass(frozen=True)
-class ImageSpan:
-    """The positions of one picture, or of a video that the image rule keeps whole; never trained on."""
-
-    image: Visual
-
-
-Span = TextSpan | SpecialSpan | ImageSpan
-
-
-def render(sample: Sample, config: TokensConfig) -> list[Span]:
+def render(sample: Sample, tokens: Tokens) -> list[Span]:
     """Lays out a whole sample. A document (no part has a role) is rendered as plain under every template."""
+    config = tokens.config
     if config.template == "plain" or _is_document(sample.parts):
-        return [
-            *_opening(config),
-            *_merge(_content(sample.parts, config)),
-            SpecialSpan(config.end_of_text, trainable=True),
-        ]
-    return _merge(span for role, parts in _turns(sample.parts) for span in _turn(role, parts, config))
+        return [*_document(sample.parts, config), SpecialSpan(config.end_of_text, trainable=True)]
+    return _fitted(style(config.template).conversation(_turns(sample.parts, config), tokens, is_open=False), tokens)
 
 
-def render_prompt(parts: Sequence[Part], config: TokensConfig) -> list[Span]:
-    """Lays out what precedes an answer. Under chatml it ends with the assistant's header; nothing closes it."""
+def render_prompt(parts: Sequence[Part], tokens: Tokens) -> list[Span]:
+    """Lays out what precedes an answer, with the assistant's header where the template has one; nothing closes it."""
+    config = tokens.config
     if config.template == "plain" or _is_document(parts):
-        return [*_opening(config), *_merge(_content(parts, config))]
-    turns = [span for role, turn in _turns(parts) for span in _turn(role, turn, config)]
-    return _merge([*turns, *_header("assistant")])
+        return _document(parts, config)
+    return _fitted(style(config.template).conversation(_turns(parts, config), tokens, is_open=True), tokens)
+
+
+def render_answer(text: str, tokens: Tokens, *, in_turns: bool) -> list[Span]:
+    """An answer as a conversation (`in_turns`) or a document goes on with it: its words, the token that ends it."""
+    if tokens.config.template == "plain" or not in_turns:
+        return [TextSpan(text, trainable=True), SpecialSpan(tokens.config.end_of_text, trainable=True)]
+    exchange = Sample("", "", "", (Text("?", "user"), Text(text, "assistant")))
+    return [span for span in render(exchange, tokens) if not isinstance(span, ImageSpan) and span.trainable]
 
 
 def user_turn(text: str, images: Sequence[Image] = ()) -> list[Part]:
@@ -70,9 +51,11 @@ def _is_document(parts: Sequence[Part]) -> bool:
     return all(part.role == "" for part in parts)
 
 
-def _opening(config: TokensConfig) -> list[Span]:
-    """A target where something precedes it: the document before, in a pack that is laid out as one (Open-Qwen2VL)."""
-    return [SpecialSpan(config.start_of_text, trainable=True)] if config.start_of_text is not None else []
+def _document(parts: Sequence[Part], config: TokensConfig) -> list[Span]:
+    """Its opening is a target where something precedes it: the document before, in a pack that is laid out as one
+    (Open-Qwen2VL)."""
+    start = [SpecialSpan(config.start_of_text, trainable=True)] if config.start_of_text is not None else []
+    return [*start, *merge(_content(parts, config))]
 
 
 def _content(parts: Iterable[Part], config: TokensConfig) -> list[Span]:
@@ -87,7 +70,7 @@ def _content(parts: Iterable[Part], config: TokensConfig) -> list[Span]:
     return spans
 
 
-def _turns(parts: Sequence[Part]) -> list[tuple[Role, list[Part]]]:
+def _turns(parts: Sequence[Part], config: TokensConfig) -> list[Turn]:
     """Neighbouring parts of one role are one turn; an image without a role joins the turn that follows it."""
     parts = list(parts)
     for index in range(len(parts) - 1, -1, -1):
@@ -97,33 +80,16 @@ def _turns(parts: Sequence[Part]) -> list[tuple[Role, list[Part]]]:
         elif part.role == "":
             kind = type(part).__name__.lower()
             raise DataError(f"part {index} ({kind}) of a conversation has no role; every part needs who speaks.")
-    return [(role, list(turn)) for role, turn in groupby(parts, key=lambda part: part.role)]
+    system = style(config.template).SYSTEM if config.system is None else config.system
+    told = [Turn("system", (TextSpan(system, False),))] if system and parts[0].role != "system" else []
+    turns = groupby(parts, key=lambda part: part.role)
+    return [*told, *(Turn(role, tuple(_content(turn, config))) for role, turn in turns)]
 
 
-def _turn(role: Role, parts: Sequence[Part], config: TokensConfig) -> list[Span]:
-    """The assistant's words and the token that ends them are trained on; the line break after it belongs to nobody."""
-    return [*_header(role), *_content(parts, config), *_footer(role)]
-
-
-@cache
-def _header(role: Role) -> tuple[Span, ...]:
-    return SpecialSpan(TURN_START, trainable=False), TextSpan(f"{role}\n", trainable=False)
-
-
-@cache
-def _footer(role: Role) -> tuple[Span, ...]:
-    """Made once a role, as the header is: planning lays out ten million conversations."""
-    return SpecialSpan(TURN_END, trainable=role == "assistant"), TextSpan("\n", trainable=False)
-
-
-def _merge(spans: Iterable[Span]) -> list[Span]:
-    """Joins neighbouring text of one kind, so that it is tokenised in one go: "user\\n" with what the user says."""
-    merged: list[Span] = []
-    last: Span | None = None
-    for span in spans:
-        if type(span) is type(last) is TextSpan and span.trainable == last.trainable:
-            last = merged[-1] = TextSpan(last.text + span.text, last.trainable)
-        else:
-            last = span
-            merged.append(span)
-    return merged
+def _fitted(spans: Iterable[Span], tokens: Tokens) -> list[Span]:
+    """One text where texts of a kind meet, one opening token at most, and white space as the tokenizer wants it."""
+    merged = merge(spans)
+    is_opened = style(tokens.config.template).OPENED and merged[:1] != [*opening(tokens.config)]
+    if is_opened:
+        merged = [*opening(tokens.config), *merged]
+    return fit(merged, tokens.spacing, is_opened=is_opened and tokens.config.start_of_text is not None)

@@ -7,17 +7,25 @@ import tokenizers
 
 from rebus.errors import DataError, nearest
 from rebus.fingerprint import file_fingerprint, fingerprint
+from rebus.tokens.chat_template import ChatTemplate, closing, read_chat_template
 from rebus.tokens.config import TokensConfig
-
-TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+from rebus.tokens.spacing import Spacing, spacing_of, without_prefix
+from rebus.tokens.templates import style
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A loaded tokenizer with the rules to use it by. Make it with `load_tokens`."""
+    """A loaded tokenizer with the rules to use it by. Make it with `load_tokens`.
+
+    tokenizer: for texts that stand by themselves. continuing: for texts that go on with another, the same where the
+    tokenizer puts no dummy space before texts. chat: the tokenizer's own template, where the config asks for it.
+    """
 
     config: TokensConfig
     tokenizer: tokenizers.Tokenizer
+    continuing: tokenizers.Tokenizer
+    spacing: Spacing
+    chat: ChatTemplate | None
     fingerprint: str
 
 
@@ -34,7 +42,9 @@ def load_tokens(config: TokensConfig) -> Tokens:
                 f"{config.tokenizer}: '{name}' is not marked as special in tokenizer.json, so text that merely "
                 'contains it would become it. Set "special": true in its added_tokens entry.'
             )
-    return Tokens(config, tokenizer, tokens_fingerprint(config))
+    spacing, chat = spacing_of(tokenizer), _own_template(config, tokenizer)
+    continuing = without_prefix(tokenizer) if spacing.prefix else tokenizer
+    return Tokens(config, tokenizer, continuing, spacing, chat, _fingerprint(config, spacing, chat))
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
@@ -69,18 +79,46 @@ def special_id(tokenizer: tokenizers.Tokenizer, name: str, folder: Path | str = 
 
 
 def stop_ids(tokens: Tokens) -> tuple[int, ...]:
-    """Ids at which an answer ends: end of text, and the end of the turn where the template has turns."""
-    closing = (tokens.config.end_of_text, TURN_END)
-    return tuple(special_id(tokens.tokenizer, name) for name in _special_tokens(tokens.config) if name in closing)
+    """Ids at which an answer ends: end of text, and the end of the turn where the template has another token for it."""
+    names = dict.fromkeys((tokens.config.end_of_text, turn_end(tokens)))
+    return tuple(special_id(tokens.tokenizer, name) for name in names)
+
+
+def turn_end(tokens: Tokens) -> str:
+    """The special token that closes an answer in a conversation."""
+    if tokens.chat is not None:
+        return closing(tokens.chat)
+    return style(tokens.config.template).END or tokens.config.end_of_text
 
 
 def tokens_fingerprint(config: TokensConfig) -> str:
     """Fingerprint of everything that decides ids: the bytes of tokenizer.json and the rules, not the folder's place."""
+    if config.template not in ("chatml", "own"):  # the only ones that need a look into the tokenizer
+        return _fingerprint(config, Spacing(), None)
+    tokenizer = load_tokenizer(config.tokenizer)
+    return _fingerprint(config, spacing_of(tokenizer), _own_template(config, tokenizer))
+
+
+def _fingerprint(config: TokensConfig, spacing: Spacing, chat: ChatTemplate | None) -> str:
+    """Rules that say nothing new are left out, so that plans of earlier versions stay what they are."""
     rules = config.model_dump(mode="json", exclude={"tokenizer"})
+    if config.system is None:
+        del rules["system"]
+    if config.template == "chatml" and (spacing.prefix or (spacing.left | spacing.right) & {*style("chatml").SPECIAL}):
+        rules["spacing"] = "as transformers"  # earlier versions put a dummy space before every span
+    if chat is not None:
+        rules["chat_template"] = chat.source
+        rules["named_tokens"] = chat.named
     return fingerprint({"tokenizer": file_fingerprint(config.tokenizer / "tokenizer.json"), **rules})
 
 
+def _own_template(config: TokensConfig, tokenizer: tokenizers.Tokenizer) -> ChatTemplate | None:
+    if config.template != "own":
+        return None
+    added = tokenizer.get_added_tokens_decoder().values()
+    return read_chat_template(config.tokenizer, [token.content for token in added if token.special])
+
+
 def _special_tokens(config: TokensConfig) -> tuple[str, ...]:
-    turns = (TURN_START, TURN_END) if config.template == "chatml" else ()
-    opening = (config.start_of_text,) if config.start_of_text is not None else ()
-    return (*opening, config.end_of_text, *turns)
+    framing = (config.start_of_text, config.end_of_text, config.image_start, config.image_end)
+    return (*dict.fromkeys(name for name in (*framing, *style(config.template).SPECIAL) if name is not None),)

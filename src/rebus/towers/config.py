@@ -73,7 +73,7 @@ def _identity(config: TowerConfig) -> dict[str, Any]:
 def _weights_fingerprint(config: TowerConfig) -> str | None:
     if config.weights is None:
         return None
-    if config.weights.is_dir() and config.kind == "transformers":
+    if config.weights.is_dir() and config.kind in ("transformers", "qwen2_vl", "qwen2_5_vl"):
         return folder_fingerprint(config.weights)
     if single_file(config.weights).is_file():
         return file_fingerprint(single_file(config.weights))

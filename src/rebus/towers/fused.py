@@ -24,7 +24,8 @@ class FusedTower(torch.nn.Module):
             raise ConfigError(f"fused towers must make equally many features of a picture; these make {counts}.")
         self.parts = torch.nn.ModuleList(parts)
         self.num_tokens, self.num_patches = counts[0], getattr(parts[0], "num_patches", counts[0])
-        self.width = sum(int(part.width) for part in parts)  # type: ignore[arg-type]
+        widths: list[Any] = [part.width for part in parts]
+        self.width: int = sum(widths)
         self.affines = [_affine(config, part) for part in config.parts]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -95,7 +95,7 @@ def _side(config: TowerConfig, settings: Any) -> int:
         raise ConfigError(
             f"the tower sees {settings.image_size} pixels a side, the recipe says {config.image_size}. Set image_size."
         )
-    if not is_fixed and config.image_size % settings.patch_size:
+    if settings.model_type == "siglip2_vision_model" and config.image_size % settings.patch_size:
         raise ConfigError(f"image_size {config.image_size} is no multiple of the patch size {settings.patch_size}.")
     return config.image_size // settings.patch_size
 

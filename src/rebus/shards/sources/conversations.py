@@ -31,9 +31,9 @@ def build(record: dict[str, Any], root: Path) -> dict[str, bytes]:
     images: list[tuple[str, bytes]] = []
     for source in sources:
         if isinstance(source, _Video):
-            frames, seconds = read_video(root, source.asked)
-            source.stored.update(num_frames=len(frames), seconds=seconds)
-            images += frames
+            frames = read_video(root, source.asked)
+            source.stored.update(frames.times)
+            images += frames.pictures
         else:
             images.append(read_image(root, source))
     members = as_members(images)

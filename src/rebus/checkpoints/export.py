@@ -1,0 +1,208 @@
+"""A model leaves as a hub folder that plain transformers, vLLM and SGLang read: adapters merged on a copy, statistics
+folded into the connector, weights written shard by shard, the folder whole or not at all."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+
+from rebus.checkpoints.hub import layout_module, layout_named
+from rebus.checkpoints.layouts import vocabulary
+from rebus.checkpoints.layouts.chat import chat_template
+from rebus.checkpoints.layouts.folder import has_chat_template, read_json, write_json
+from rebus.checkpoints.layouts.settings import is_tied
+from rebus.checkpoints.save import write_tensors
+from rebus.errors import ConfigError, DataError
+from rebus.fingerprint import BUILDING
+from rebus.log import say, track
+from rebus.model.connector import Connector
+from rebus.model.families import VisionLanguageModel
+
+SHARD_BYTES = 5_000_000_000
+HUB_LAYOUTS = ("qwen2_vl", "llava_next", "llava")
+"""Those that plain transformers reads; the first that can hold a model is its own."""
+EMBEDDINGS = ("language.model.embed_tokens.weight", "language.lm_head.weight", "language.lm_head.bias")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One of our tensors as it is to be written. meta: its shape and dtype, without memory. make: its values."""
+
+    name: str
+    meta: torch.Tensor
+    make: Callable[[], torch.Tensor]
+
+
+def export(
+    model: VisionLanguageModel,
+    tokens: dict[str, Any],
+    folder: Path,
+    layout: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> str:
+    """Writes `folder` in a layout and returns the layout's name; the model stays as it is.
+
+    tokens: the TokensConfig as JSON values. layout: None takes the first that can hold the model. dtype: None keeps
+    the model's. Raises: ConfigError with the reason where the layout cannot hold the model, DataError where `folder`
+    holds something already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} exists and is not empty. Name another folder, or remove it first.")
+    name = choose(model, layout)
+    building = folder.with_name(f".{folder.name}{BUILDING}")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        _write(model, tokens, building, layout_module(name), dtype, shard_bytes)
+        if folder.is_dir():
+            folder.rmdir()
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return name
+
+
+def choose(model: VisionLanguageModel, layout: str | None) -> str:
+    """The layout's name. Raises: ConfigError with why each layout in question cannot hold the model."""
+    reasons = {}
+    for name in HUB_LAYOUTS if layout is None else [layout]:
+        reasons[name] = layout_named(name).refusal(model)
+        if reasons[name] is None:
+            return name
+    rows = [f"  {name}: {reason}." for name, reason in reasons.items()]
+    raise ConfigError(
+        "\n".join(["no layout can hold this model:" if layout is None else "the layout cannot hold this model:", *rows])
+    )
+
+
+def _write(
+    model: VisionLanguageModel,
+    tokens: dict[str, Any],
+    folder: Path,
+    layout: Any,
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+) -> None:
+    vocabulary.copy_tokenizer(Path(tokens["tokenizer"]), folder, tokens)
+    added = vocabulary.add_tokens(folder, getattr(layout, "SPECIAL_TOKENS", ()))
+    vocabulary.say_growth(model, folder, added)
+    _write_template(tokens, folder, getattr(layout, "PLACEHOLDERS", None))
+    layout.write_configs(model, tokens, folder)
+    dtype = dtype or model.head.weight.dtype
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "torch_dtype": str(dtype).removeprefix("torch.")})
+    _write_generation(model, tokens, folder)
+    _write_weights(list(pieces(model, layout, folder)), layout, folder, dtype, shard_bytes)
+
+
+def _write_template(tokens: dict[str, Any], folder: Path, placeholders: dict[str, str] | None) -> None:
+    """chat_template.jinja and the same in tokenizer_config.json, which older transformers read."""
+    settings = read_json(folder / "tokenizer_config.json")
+    if placeholders is not None and not has_chat_template(folder):
+        settings["chat_template"] = chat_template(tokens.get("template", ""), placeholders, tokens.get("system"))
+    file = folder / "chat_template.jinja"
+    older = read_json(folder / "chat_template.json").get("chat_template")
+    template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template") or older
+    if not isinstance(template, str):
+        say(f"the folder has no chat template: how '{tokens.get('template')}' writes turns is the reader's to know")
+        return
+    file.write_text(template, encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", {**settings, "chat_template": template})
+
+
+def _write_generation(model: VisionLanguageModel, tokens: dict[str, Any], folder: Path) -> None:
+    settings = read_json(Path(tokens["tokenizer"]) / "generation_config.json")
+    if not settings:
+        text = model.language.config
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        settings = {name: getattr(text, name) for name in names if getattr(text, name, None) is not None}
+    write_json(folder / "generation_config.json", settings)
+
+
+def pieces(model: VisionLanguageModel, layout: Any, folder: Path) -> Iterator[Piece]:
+    """Everything to be written, under our names, without adapters and statistics."""
+    rows = vocabulary.num_rows(model, folder)
+    tied, held = is_tied(model), model.state_dict(keep_vars=True)
+    for name, tensor in held.items():
+        if ".lora_" in name or name.startswith("connector.feature_") or (tied and name == EMBEDDINGS[1]):
+            continue
+        make = _maker(model, name, tensor, rows)
+        shape = (rows, *tensor.shape[1:]) if name in EMBEDDINGS else tensor.shape
+        yield Piece(name.replace(".base_layer.", "."), torch.empty(shape, dtype=tensor.dtype, device="meta"), make)
+    if hasattr(layout, "unheld"):
+        for name, tensor in layout.unheld(model).items():
+            yield Piece(name, tensor.to("meta"), lambda tensor=tensor: tensor)  # type: ignore[misc]
+
+
+def _maker(model: VisionLanguageModel, name: str, tensor: torch.Tensor, rows: int) -> Callable[[], torch.Tensor]:
+    if name.endswith(".base_layer.weight"):
+        return lambda: _merged(model, name, tensor)
+    if name in EMBEDDINGS and rows != tensor.shape[0]:
+        return lambda: _grown(tensor, rows)
+    if name.startswith("connector.mlp.0.") and isinstance(model.connector, Connector):
+        return lambda: _folded(model.connector, name.rpartition(".")[2])
+    return lambda: tensor.detach()
+
+
+def _merged(model: VisionLanguageModel, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """The weight with its adapters, as peft adds them."""
+    layer: Any = model.get_submodule(name.removesuffix(".base_layer.weight"))
+    with torch.no_grad():
+        return weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+
+
+def _grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    mean = tensor.detach().float().mean(0, keepdim=True).to(tensor.dtype)
+    return torch.cat([tensor.detach(), mean.expand(rows - len(tensor), *tensor.shape[1:])])
+
+
+def _folded(connector: Connector, leaf: str) -> torch.Tensor:
+    """W ((x - mean) / std) + b = (W / std) x + (b - (W / std) mean), summed in float64."""
+    first: Any = connector.mlp[0]
+    weight, bias = first.weight.detach(), first.bias.detach()
+    mean, std = connector.feature_mean, connector.feature_std
+    if bool((mean == 0).all() and (std == 1).all()):
+        return weight if leaf == "weight" else bias
+    scaled = weight.double() / std.double()
+    return (scaled if leaf == "weight" else bias.double() - scaled @ mean.double()).to(weight.dtype)
+
+
+def _write_weights(parts: list[Piece], layout: Any, folder: Path, dtype: torch.dtype, shard_bytes: int) -> None:
+    """model.safetensors, or shards and their index; no more than one shard is held beside the model."""
+    homes = {theirs: piece for piece in parts for theirs, _ in layout.from_ours(piece.name, piece.meta)}
+    shapes = {theirs: meta.to(dtype) for piece in parts for theirs, meta in layout.from_ours(piece.name, piece.meta)}
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
+    files = split.filename_to_tensors
+    for file in track(files, "writing weights", total=len(files)):
+        tensors = {theirs: _made(homes[theirs], theirs, layout, dtype) for theirs in files[file]}
+        write_tensors(folder / file, tensors)
+    if split.is_sharded:
+        body = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", body)
+    total = sum(shape.numel() for shape in shapes.values())
+    say(f"{total:,} parameters in {len(files)} file{'s' * (len(files) > 1)}")
+
+
+def _made(piece: Piece, theirs: str, layout: Any, dtype: torch.dtype) -> torch.Tensor:
+    return dict(layout.from_ours(piece.name, piece.make()))[theirs].to(dtype)
+
+
+def run(
+    source: Path, out: Path, *, layout: str | None, dtype: str | None, shard_bytes: int, template: str | None
+) -> Path:
+    """`rebus export`: loads a checkpoint and writes it as a hub folder."""
+    from rebus.checkpoints.load import load_model
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is not None and dtype not in known:
+        raise ConfigError(f"dtype '{dtype}' is none of {', '.join(known)}.")
+    model, tokens = load_model(source, template=template)
+    name = export(model, tokens, out, layout, dtype=known[dtype] if dtype else None, shard_bytes=shard_bytes)
+    say(f"{out}: {name}; plain transformers reads it")
+    return out

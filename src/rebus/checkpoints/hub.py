@@ -1,0 +1,123 @@
+"""Opens the folders of others as they are: configs by their layout, weights streamed into a model made without memory.
+
+The host never holds more than the model and the pages of one file: every tensor is copied out of the mapped file and
+put in its place before the next is touched.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rebus.checkpoints import layouts
+from rebus.checkpoints.layouts.composition import Composition
+from rebus.checkpoints.layouts.stored import stored_tensors
+from rebus.errors import ConfigError, DataError, nearest
+from rebus.model.assemble import assemble, fill
+from rebus.model.families import VisionLanguageModel
+from rebus.pictures.config import ImageConfig
+
+Named = tuple[str, torch.Tensor]
+
+
+def layout_names() -> list[str]:
+    """Every layout that folders are read from; a module of the package is one if it can recognise a folder."""
+    names = [module.name for module in pkgutil.iter_modules(layouts.__path__)]
+    return [name for name in names if hasattr(layout_module(name), "recognises")]
+
+
+def layout_module(name: str) -> Any:
+    return importlib.import_module(f"{layouts.__name__}.{name}")
+
+
+def layout_named(name: str) -> Any:
+    """Raises: ConfigError with the nearest name."""
+    if name not in layout_names():
+        known = layout_names()
+        raise ConfigError(f"no layout '{name}'{nearest(name, known)}; there are {', '.join(known)}.")
+    return layout_module(name)
+
+
+def layout_of(folder: Path) -> Any | None:
+    """The layout module of a folder, by what its files say; None for others, such as a language model alone."""
+    found = [name for name in layout_names() if layout_module(name).recognises(folder)]
+    return layout_module(found[0]) if found else None
+
+
+def open_hub(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    image: ImageConfig | None = None,
+    template: str | None = None,
+) -> tuple[VisionLanguageModel, dict[str, Any]]:
+    """The model of a folder in eval mode, and its TokensConfig as JSON values.
+
+    image: another image rule than the folder's. template: how turns are written; None: the folder's own chat template.
+    Raises: DataError where no layout knows the folder, a tensor is missing, or nothing says the template.
+    """
+    folder = Path(folder)
+    layout = layout_of(folder)
+    if layout is None:
+        raise DataError(f"{folder} is no vision-language model that Rebus reads: {', '.join(layout_names())}.")
+    held = composition(layout, folder, template)
+    rule = image or held.image
+    model = assemble(held.model, rule, vision=held.vision, text=held.text)
+    tensors = our_tensors(layout, folder, is_tied=held.text.get("tie_word_embeddings", False))
+    fill(model, fitting(model, tensors), origin=str(folder), dtype=dtype, device=device)
+    return cast(model, dtype).eval(), {**held.tokens, "image": rule.model_dump(mode="json")}
+
+
+def cast(model: VisionLanguageModel, dtype: torch.dtype) -> VisionLanguageModel:
+    """All parameters in one dtype, and the connector's statistics with them; rotary tables stay float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.connector.to(dtype)
+    return model
+
+
+def composition(layout: Any, folder: Path, template: str | None) -> Composition:
+    """What the folder holds. Raises: DataError where neither it nor `template` says how turns are written."""
+    held: Composition = layout.read(folder, template=template)
+    if "template" not in held.tokens:
+        raise DataError(
+            f"{folder} has no chat template, and its weights do not say how turns were written. "
+            "Name the one it was trained with: `template` (such as vicuna_v1, llama3, mistral, chatml, plain)."
+        )
+    return held
+
+
+def our_tensors(layout: Any, folder: Path, *, is_tied: bool = False, part: str = "") -> Iterator[Named]:
+    """All tensors of a folder under our names, one at a time, each in memory of its own.
+
+    part: what their names begin with, such as `tower.`; none: all. is_tied: the output layer is the embeddings; where
+    a folder stores it nevertheless, transformers ignores it.
+    """
+    stored = layout.tensors(folder) if hasattr(layout, "tensors") else stored_tensors(folder)
+    for name, tensor in stored:
+        for ours, value in layout.to_ours(name, tensor):
+            if ours.startswith(part) and not (is_tied and ours == "language.lm_head.weight"):
+                yield ours, value.clone()
+
+
+def fitting(model: VisionLanguageModel, tensors: Iterable[Named]) -> Iterator[Named]:
+    """The tensors, and a fresh image_newline where the image rule has come to need one; without it where not."""
+    newline = getattr(model.connector, "image_newline", None)
+    found = False
+    for name, tensor in tensors:
+        is_newline = name == "connector.image_newline"
+        found = found or is_newline
+        if not is_newline or newline is not None:
+            yield name, tensor
+    if newline is not None and not found:
+        yield "connector.image_newline", fresh_newline(newline.shape[0])
+
+
+def fresh_newline(width: int) -> torch.Tensor:
+    """[width], of length one on average, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(width, generator=generator) / width**0.5

@@ -16,8 +16,6 @@ beyond what it held with its inputs made, layout or mask included: on the CPU th
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +25,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from machine import machine
+from machine import machine, measure_apart, most_held
 from rebus.log import show_table
 from rebus.model.attention import documents_of, packed_attention
 from rebus.model.positions import document_indices
@@ -84,7 +82,7 @@ def run_case(way: str, shape: str, num_tokens: int, device: str) -> dict:
     counts = (heads, kv_heads, kv_heads)
     drawn = [torch.randn(1, count, num_tokens, width).to(device, dtype).requires_grad_() for count in counts]
     inputs, weights = (drawn[0], drawn[1], drawn[2]), torch.randn(1, num_tokens, heads, width).to(device, dtype)
-    before = held(device)
+    before = most_held(device)
     start = clock()
     attend = prepare(way, bounds, device)
     settle(device)
@@ -96,7 +94,7 @@ def run_case(way: str, shape: str, num_tokens: int, device: str) -> dict:
         settle(device)
         seconds.append(clock() - start)
         if len(seconds) == 1:
-            peak = held(device)
+            peak = most_held(device)
     figures = {"way": way, "shape": shape, "tokens": num_tokens, "documents": len(bounds) - 1, "device": device}
     figures |= {"seconds": round(min(seconds[1:]), 5), "seconds_ready": round(ready, 5)}
     sums = [float(gradient.float().norm()) for gradient in gradients]
@@ -113,20 +111,9 @@ def settle(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def held(device: str) -> int:
-    """The most bytes so far."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def measure(shape: str, num_tokens: int, device: str) -> list[dict]:
     """A row for each way, the dense mask first."""
-    rows = []
-    for way in WAYS[device]:
-        case = json.dumps([way, shape, num_tokens, device])
-        done = subprocess.run([sys.executable, __file__, "--case", case], stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout))
+    rows = [measure_apart(__file__, [way, shape, num_tokens, device]) for way in WAYS[device]]
     tolerance = 1e-4 if device == "cpu" else 0.01
     for row in rows[1:]:
         pairs = zip([row["output"], *row["gradients"]], [rows[0]["output"], *rows[0]["gradients"]], strict=True)
@@ -174,8 +161,7 @@ def main() -> int:
     rows = [row for shape, tokens in cases for row in measure(shape, tokens, arguments.device)]
     show(rows)
     if arguments.json:
-        on = torch.cuda.get_device_name() if arguments.device == "cuda" else machine()
-        body = {"machine": on, "torch": torch.__version__, "rows": rows}
+        body = {"machine": machine(arguments.device), "torch": torch.__version__, "rows": rows}
         arguments.json.write_text(json.dumps(body, indent=1) + "\n")
     missed = failures(rows) if arguments.check else []
     for line in missed:

@@ -13,15 +13,13 @@ Captions are as long as alt texts: log-normal, 20 tokens in the median. --pictur
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from machine import machine
+from machine import machine, measure_apart, most_held
 from rebus.log import show_table
 from rebus.model.loss import IGNORED, token_loss
 
@@ -56,7 +54,7 @@ def run_case(way: str, num_tokens: int, num_pictured: int, device: str) -> dict:
     states = torch.randn(num_tokens, WIDTH, device=device, requires_grad=True)
     weight = (torch.randn(VOCABULARY, WIDTH, device=device) / WIDTH**0.5).requires_grad_()
     labels = make_labels(num_tokens, num_pictured).to(device)
-    before, seconds = held(device), []
+    before, seconds = most_held(device), []
     for _ in range(2):
         states.grad = weight.grad = None
         start = time.perf_counter()
@@ -69,24 +67,12 @@ def run_case(way: str, num_tokens: int, num_pictured: int, device: str) -> dict:
     figures = {"way": way, "tokens": num_tokens, "pictures": num_pictured, "device": device}
     figures["supervised"] = int((labels != IGNORED).sum())
     figures["seconds"] = round(min(seconds), 3)
-    figures["mib"] = round((held(device) - before) / MIB, 1)
+    figures["mib"] = round((most_held(device) - before) / MIB, 1)
     return {**figures, "loss": loss.item(), "gradient": float(weight.grad.norm())}
 
 
-def held(device: str) -> int:
-    """The most bytes so far."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def measure(num_tokens: int, num_pictured: int, device: str) -> list[dict]:
-    rows = []
-    for way in WAYS:
-        case = json.dumps([way, num_tokens, num_pictured, device])
-        done = subprocess.run([sys.executable, __file__, "--case", case], stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout))
-    full, ours = rows
+    full, ours = rows = [measure_apart(__file__, [way, num_tokens, num_pictured, device]) for way in WAYS]
     assert abs(full["loss"] - ours["loss"]) <= 1e-5 * full["loss"], "the two ways must compute one loss"
     assert abs(full["gradient"] - ours["gradient"]) <= 1e-4 * full["gradient"]
     return rows

@@ -46,7 +46,7 @@ def test_the_share_is_judged_from_a_hundred_documents_on(tally: tuple[int, int],
 
 def test_what_stands_for_an_empty_batch_is_no_document():
     blank = torch.zeros(1, dtype=torch.int64)
-    batch = Batch(*[blank] * 6, uids=("", "a" * 32), keys=("", "k"), damage=(damage("x"),))
+    batch = Batch(*[blank] * 7, uids=("", "a" * 32), keys=("", "k"), damage=(damage("x"),))
     assert meet([batch], Mesh()) == (1, [damage("x")])
 
 

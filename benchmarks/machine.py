@@ -1,4 +1,4 @@
-"""What figures were measured on, to stand in every file of results; and cases that each have a process to themselves."""
+"""What figures were measured on, to stand in every file of results; and cases, each in a process to itself."""
 
 import json
 import os

@@ -29,7 +29,7 @@ def parameters_on_meta() -> Iterator[None]:
         register(module, name, parameter)
 
     with _one_at_a_time:
-        nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+        nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:

@@ -14,11 +14,11 @@ from rebus.checkpoints.layouts.settings import (
     is_tied,
     language_refusal,
     num_blocks,
-    old_form,
     plain,
     text_of,
     vision_of,
 )
+from rebus.checkpoints.layouts.stored import tower_tensors, weight_files
 from rebus.checkpoints.layouts.vocabulary import num_rows, token_id
 from rebus.errors import DataError
 from rebus.model.config import ModelConfig
@@ -28,6 +28,7 @@ from rebus.towers.config import TowerConfig
 
 IMAGE_TOKEN = "<image>"
 PLACEHOLDERS = {"image": "<image>\n"}
+LAYERS = "tower.model.encoder.layers."
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 TO_OURS = (
     (r"^(model\.)?vision_tower\.(vision_model\.)?", "tower.model."),
@@ -121,38 +122,53 @@ def refusal_of(model: VisionLanguageModel, image: FixedConfig | AnyresConfig) ->
 
 
 def unheld(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
-    """One layer above the chosen one, all zeros: it adds nothing to what passes it. And the norm at the end, as fresh.
+    """What stands above the chosen layer: as the folder has it that the tower comes from, if it is there still.
 
-    So the chosen layer is the last but one, as in every published LLaVA. Behind hidden_states[-1] stands a norm, and
-    whether it is taken before or after that is each program's own affair.
+    Else one layer of zeros, which adds nothing to what passes it, and a fresh norm: so the chosen layer is the last but
+    one, as in every published LLaVA. Behind hidden_states[-1] stands a norm, and whether it is taken before or after
+    that is each program's own affair.
     """
-    number = num_blocks(model)
     state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("tower.model.")}
-    last = f"tower.model.encoder.layers.{number - 1}."
-    dead = {
-        name.replace(last, f"tower.model.encoder.layers.{number}."): torch.zeros_like(tensor)
-        for name, tensor in state.items()
-        if name.startswith(last)
-    }
-    like = next(tensor for name, tensor in state.items() if name.endswith("layer_norm1.weight"))
-    norm = "tower.model.post_layernorm"
-    return {**dead, f"{norm}.weight": torch.ones_like(like), f"{norm}.bias": torch.zeros_like(like)}
+    number = num_blocks(model)
+    last = f"{LAYERS}{number - 1}."
+    like = {name.removeprefix(last): tensor for name, tensor in state.items() if name.startswith(last)}
+    width = like["layer_norm1.weight"]
+    norm = {"weight": torch.ones_like(width), "bias": torch.zeros_like(width)}
+    above = {f"tower.model.post_layernorm.{leaf}": tensor for leaf, tensor in norm.items()} | _origin(model, state)
+    if not num_dead(above):
+        above |= {f"{LAYERS}{number}.{leaf}": torch.zeros_like(tensor) for leaf, tensor in like.items()}
+    return above
+
+
+def num_dead(above: dict[str, torch.Tensor]) -> int:
+    """Layers among what `unheld` found."""
+    return sum(name.startswith(LAYERS) and name.endswith(".layer_norm1.weight") for name in above)
+
+
+def _origin(model: VisionLanguageModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the tower's own folder holds beyond the model; nothing where another tower lies there by now."""
+    folder = model.config.tower.weights
+    if folder is None or not folder.is_dir() or not weight_files(folder):
+        return {}
+    stored = dict(tower_tensors(folder))
+    if any(name not in stored or stored[name].shape != tensor.shape for name, tensor in state.items()):
+        return {}
+    return {name: tensor for name, tensor in stored.items() if name not in state and "position_ids" not in name}
 
 
 def write_config(model: VisionLanguageModel, folder: Path, more: dict[str, Any]) -> None:
     """config.json. more: what is the layout's own."""
-    vision = plain(vision_of(model) or {})
-    vision["num_hidden_layers"] = num_blocks(model) + 1
-    is_siglip = vision["model_type"] == "siglip_vision_model"
-    if is_siglip:
-        vision["vision_use_head"] = False
-    text = old_form(text_of(model, num_rows(model, folder)))
+    vision, above = plain(vision_of(model) or {}), unheld(model)
+    vision["num_hidden_layers"] = num_blocks(model) + num_dead(above)
+    if vision["model_type"] == "siglip_vision_model":
+        vision["vision_use_head"] = any(name.startswith("tower.model.head.") for name in above)
+    text = text_of(model, num_rows(model, folder))
     text["tie_word_embeddings"] = is_tied(model)
     body = {
         "image_token_index": token_id(folder, IMAGE_TOKEN),
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
-        "vision_feature_layer": -2,
+        "vision_feature_layer": -1 - num_dead(above),
         "vision_feature_select_strategy": strategy_of(model),
         "image_seq_length": model.tower.num_tokens,
         "tie_word_embeddings": is_tied(model),

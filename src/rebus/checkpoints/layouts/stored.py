@@ -1,38 +1,47 @@
 """Tensors as foreign folders store them, one at a time, by readers that cannot execute what they read."""
 
-import json
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from rebus.checkpoints.layouts.folder import read_json
 from rebus.errors import DataError
 from rebus.towers.hub import ANCHORS
 
 Named = tuple[str, torch.Tensor]
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
-INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""In this order, each with its index before it: a folder that holds both is read as transformers reads it."""
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights of a hub-like folder, shards in order; empty where there are none.
 
-    Raises: DataError where a shard that the index names is missing.
+    Raises: DataError where an index is damaged, or a shard that it names is missing.
     """
-    for name in INDICES:
+    for name in WHOLE:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _shards(index)
         if (folder / name).is_file():
-            shards = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
-            lost = [shard for shard in shards if not (folder / shard).is_file()]
-            if lost:
-                raise DataError(
-                    f"{folder}: {name} names {len(shards)} files, {len(lost)} are missing, such as {lost[0]}."
-                )
-            return [folder / shard for shard in shards]
-    return [folder / name for name in WHOLE if (folder / name).is_file()][:1]
+            return [folder / name]
+    return []
+
+
+def _shards(index: Path) -> list[Path]:
+    homes = read_json(index).get("weight_map")
+    if not isinstance(homes, dict):
+        raise DataError(f"{index} has no weight_map. Fetch it again.")
+    shards = sorted(set(homes.values()))
+    lost = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if lost:
+        raise DataError(f"{index} names {len(shards)} files, {len(lost)} of them missing, such as {lost[0]}.")
+    return [index.parent / shard for shard in shards]
 
 
 def stored_names(folder: Path) -> set[str]:
@@ -42,33 +51,45 @@ def stored_names(folder: Path) -> set[str]:
 
 def names_of(path: Path) -> list[str]:
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             return list(file.keys())
     return [name for name, _ in tensors_of(path)]
 
 
-def stored_tensors(folder: Path) -> Iterator[Named]:
-    """All tensors of a folder. Raises: DataError where it holds none."""
+def stored_tensors(folder: Path, prefix: str = "") -> Iterator[Named]:
+    """The tensors of a folder whose names begin with `prefix`. Raises: DataError where it holds no weights."""
     files = weight_files(folder)
     if not files:
         raise DataError(f"{folder} holds no weights: neither {' nor '.join(WHOLE)}, whole or in shards.")
     for path in files:
-        yield from tensors_of(path)
+        yield from tensors_of(path, prefix)
 
 
-def tensors_of(path: Path) -> Iterator[Named]:
-    """The tensors of one .safetensors or torch file, mapped into memory where the format allows."""
+def tensors_of(path: Path, prefix: str = "") -> Iterator[Named]:
+    """The tensors of one .safetensors or torch file whose names begin with `prefix`, mapped into memory where the
+    format allows."""
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118
-                yield name, file.get_tensor(name)
+                if name.startswith(prefix):
+                    yield name, file.get_tensor(name)
         return
     loaded = load_tensors(path)
     if not isinstance(loaded, dict):
         raise DataError(f"{path} holds a {type(loaded).__name__}, not named tensors.")
     for name, tensor in loaded.items():
-        if isinstance(tensor, torch.Tensor):
+        if isinstance(tensor, torch.Tensor) and str(name).startswith(prefix):
             yield str(name), tensor
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise DataError(f"{path} ({size:,} bytes) is damaged or cut short: {error}. Fetch it again.") from error
 
 
 def load_tensors(path: Path) -> Any:
@@ -90,6 +111,5 @@ def tower_tensors(folder: Path) -> Iterator[Named]:
     if len(found) != 1:
         raise DataError(f"{folder} holds {len(found)} vision transformers; a tower is read from a folder with one.")
     prefix = found.pop()
-    for name, tensor in stored_tensors(folder):
-        if name.startswith(prefix):
-            yield "tower.model." + name.removeprefix(prefix), tensor
+    for name, tensor in stored_tensors(folder, prefix):
+        yield "tower.model." + name.removeprefix(prefix), tensor

@@ -155,3 +155,10 @@ def test_ctrl_c_ends_with_130_and_goes_on_later(tiny_way):
     assert "stopped. Run the same command again" in message
     assert "Traceback" not in message
     assert not (tiny_way.folder / "stopped" / "manifest.json").exists()
+
+
+def test_help_needs_no_library_of_the_verbs():
+    """They would double the time that `rebus --help` takes, or worse."""
+    heavy = ("pydantic", "yaml", "numpy", "torch", "transformers", "PIL", "pyarrow")
+    code = f"import sys, rebus.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -4,14 +4,16 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from rebus.clock import clocked
-from rebus.config import check_recipe, load_recipe
 from rebus.errors import RebusError
 from rebus.log import console, say
+
+if TYPE_CHECKING:
+    from rebus.config import Config
 
 app = typer.Typer(
     help="Build your own vision-language model: score, select, pack, train, evaluate, talk.",
@@ -31,7 +33,7 @@ RecipePath = Annotated[Path, typer.Argument(help="YAML recipe.", metavar="RECIPE
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Dotted overrides, such as optimizer.lr=1e-3.", metavar="[KEY=VALUE]...")
 ]
-ModelPath = Annotated[Path, typer.Argument(help="A checkpoint folder that `rebus train` wrote.", metavar="MODEL")]
+Recipe = TypeVar("Recipe", bound="Config")
 
 
 @app.callback()
@@ -41,12 +43,19 @@ def _options(
     """Options before the verb; `main` reads --debug itself, so that it also holds for errors in the command line."""
 
 
+def _checked(kind: type[Recipe], path: Path, overrides: list[str] | None) -> Recipe:
+    """pydantic and YAML cost half of what `rebus --help` takes, so they are imported by the verbs that need them."""
+    from rebus.config import load_recipe
+
+    return load_recipe(kind, path, overrides)
+
+
 @app.command(epilog="Example: rebus shards recipes/quickstart/pool.yaml")
 def shards(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Write or index WebDataset shards: captions or conversations, every sample one seek away."""
     from rebus.shards.config import ShardsRecipe
 
-    checked = load_recipe(ShardsRecipe, recipe, overrides)
+    checked = _checked(ShardsRecipe, recipe, overrides)
     from rebus.shards.run import run
 
     run(checked)
@@ -57,7 +66,7 @@ def score(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Score image-text pairs: one decode a picture, one table a scorer, keyed by uid."""
     from rebus.scores.config import ScoreRecipe
 
-    checked = load_recipe(ScoreRecipe, recipe, overrides)
+    checked = _checked(ScoreRecipe, recipe, overrides)
     from rebus.scores.run import run
 
     run(checked)
@@ -68,7 +77,7 @@ def select(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Select samples by rules over scores; a funnel says which rule dropped how many."""
     from rebus.selection.config import SelectionRecipe
 
-    checked = load_recipe(SelectionRecipe, recipe, overrides)
+    checked = _checked(SelectionRecipe, recipe, overrides)
     from rebus.selection.run import run
 
     run(checked)
@@ -79,7 +88,7 @@ def pack(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Plan packs of whole documents: an index of references, no pixel and no text copied."""
     from rebus.packs.config import PackRecipe
 
-    checked = load_recipe(PackRecipe, recipe, overrides)
+    checked = _checked(PackRecipe, recipe, overrides)
     from rebus.packs.run import run
 
     run(checked)
@@ -90,7 +99,7 @@ def train(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Train on a plan; killed and run again, it goes on with the same numbers."""
     from rebus.training.config import TrainRecipe
 
-    checked = load_recipe(TrainRecipe, recipe, overrides)
+    checked = _checked(TrainRecipe, recipe, overrides)
     from rebus.training.loop import run
 
     run(checked)
@@ -101,7 +110,7 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Evaluate a checkpoint: multiple choice by likelihood, free naming, with controls and intervals."""
     from rebus.evals.config import EvalRecipe
 
-    checked = load_recipe(EvalRecipe, recipe, overrides)
+    checked = _checked(EvalRecipe, recipe, overrides)
     from rebus.evals.run import run
 
     run(checked)
@@ -109,7 +118,7 @@ def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command(epilog='Example: rebus chat runs/demo/sft --image data/emoji/dog.png --question "What is this?"')
 def chat(
-    model: ModelPath,
+    model: Annotated[str, typer.Argument(help="A checkpoint, a model folder of the hub, its id or short name.")],
     image: Annotated[Path | None, typer.Option(help="A picture to talk about.")] = None,
     question: Annotated[str | None, typer.Option(help="Ask this one question and leave.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
@@ -138,8 +147,8 @@ def generate(
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
     template: Annotated[str | None, typer.Option(help="Lay prompts out by this template instead.")] = None,
-    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a picture (native resolution).")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a picture (native resolution).")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Least pixels of a picture or frame, if native.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a picture or frame, if native.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames taken of a second of video.")] = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames taken of a video.")] = None,
     batch: Annotated[Path | None, typer.Option(help="JSON lines with a question each (docs/generate.md).")] = None,
@@ -153,7 +162,8 @@ def generate(
     from rebus.server.generate import Asked, run
 
     sampling = Sampling(max_tokens, temperature, top_p, seed, top_k, repetition_penalty, tuple(stop or ()))
-    chosen = {"fps": fps, "nframes": num_frames}
+    pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    chosen = {"fps": fps, "num_frames": num_frames, **pixels}
     options = {name: value for name, value in chosen.items() if value is not None}
     asked = Asked(
         *(question, image or (), video or (), system, options, batch, out, batch_size),
@@ -161,7 +171,6 @@ def generate(
         num_runs=benchmark,
     )
     loading = {"dtype": dtype, "device": device, "template": template}
-    pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     raise typer.Exit(run(model, asked, sampling, {**loading, **pixels}))
 
 
@@ -224,6 +233,7 @@ def import_foreign(
     from rebus.shards.sources.open_qwen2vl import is_pack
 
     if is_pack(Path(source)):
+        from rebus.config import check_recipe
         from rebus.shards.config import ShardsRecipe
         from rebus.shards.run import run as convert
 
@@ -237,7 +247,7 @@ def import_foreign(
 
 @app.command(epilog="Example: rebus export runs/demo/sft exported --dtype bfloat16")
 def export(
-    checkpoint: ModelPath,
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder, or a model folder of the hub.")],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     layout: Annotated[
         str | None, typer.Option(help="qwen2_vl, llava_next, llava, or a layout `rebus import` reads; by the model.")

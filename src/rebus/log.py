@@ -2,6 +2,8 @@
 except results, so that output can be piped."""
 
 import os
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -20,9 +22,27 @@ def say(message: str) -> None:
     console.print(message, highlight=False)
 
 
-def printable(text: str) -> str:
-    """Text of strangers for a terminal: characters that could command it become replacement marks, line breaks too."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+def printable(text: str, kept: str = "") -> str:
+    """Text of strangers for a terminal: characters that could command it become replacement marks, line breaks too.
+
+    kept: of those, what stays. White space of other scripts and what joins emoji command nothing.
+    """
+    return "".join("\ufffd" if _commands(one) and one not in kept else one for one in text)
+
+
+def _commands(character: str) -> bool:
+    """Controls, line and paragraph breaks, halves of surrogates, and what turns the direction of writing."""
+    is_control = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    return is_control or "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+
+
+def write_pieces(pieces: Iterable[str]) -> None:
+    """An answer on standard output as it is made, then a line break: a model can make escape sequences."""
+    for piece in pieces:
+        sys.stdout.write(printable(piece, kept="\n\t"))
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 def progress_bar() -> Progress:

@@ -197,7 +197,8 @@ def _reaching(place: str) -> Iterator[None]:
         yield
     except _faults() as error:
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-        advice = "Check the path." if not is_remote(place) else ADVICE
+        is_web = place.startswith(("http://", "https://"))
+        advice = "Check the address." if is_web else ADVICE if is_remote(place) else "Check the path."
         known = not is_remote(place) or isinstance(error, FileNotFoundError)
         raise (DataError if known else UnreachableError)(f"{place} cannot be read: {kind}{error}. {advice}") from error
 

@@ -51,8 +51,13 @@ def test_llavas_own_folder_becomes_one_of_the_hub(tmp_path: Path):
         wanted = model.eval()(input_ids=ids[None], use_cache=False).logits[0]
         found = model_ours.head(model_ours.hidden(ids, document_positions(bounds), bounds, *nothing))
     torch.testing.assert_close(found, wanted[:, : found.shape[1]], rtol=1e-5, atol=1e-5)
+    before = (tmp_path / "out/model.safetensors").stat().st_mtime_ns
+    run(str(source), tmp_path / "out", template="vicuna_v1")
+    assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == before, "it was up to date"
     with pytest.raises(DataError, match="not empty"):
-        run(str(source), tmp_path / "out", template="vicuna_v1")
+        run(str(source), tmp_path / "out", template="plain")
+    with pytest.raises(ConfigError, match="needs no import"):
+        run(str(tmp_path / "out"), tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -215,3 +215,44 @@ def test_a_model_composed_here_leaves(tmp_path: Path, tiny_tokenizer_folder: Pat
     assert done.exit_code == 0, done.output
     same_in_transformers(model, tmp_path / "out")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<|endoftext|>"
+
+
+def test_a_stretched_rope_leaves_with_its_factor(tmp_path: Path, tiny_tokenizer_folder: Path):
+    """Llama 3.1's; a reader that takes it for the plain one is wrong from the first position on."""
+    folder = save_family("llava_next", tmp_path / "hub", tiny_tokenizer_folder)
+    body = json.loads((folder / "config.json").read_text())
+    lengths = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    rope = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4, **lengths}
+    body["text_config"]["rope_parameters"] = rope
+    (folder / "config.json").write_text(json.dumps(body))
+    model, tokens = load_model(folder)
+    export(model, tokens, tmp_path / "out")
+    text = json.loads((tmp_path / "out/config.json").read_text())["text_config"]
+    assert (text["rope_theta"], text["rope_scaling"]["type"], text["rope_scaling"]["factor"]) == (1e4, "llama3", 8.0)
+    same_in_transformers(model, tmp_path / "out")
+
+
+def test_without_the_origin_a_layer_of_zeros_stands_above(tmp_path: Path, tiny_tokenizer_folder: Path):
+    folder = save_family("llava_next", tmp_path / "hub", tiny_tokenizer_folder)
+    model, tokens = load_model(folder)
+    folder.rename(tmp_path / "gone")
+    export(model, {**tokens, "tokenizer": str(tiny_tokenizer_folder)}, tmp_path / "out")
+    last = [t for name, t in theirs(tmp_path / "out").state_dict().items() if "encoder.layers.3." in name]
+    assert last
+    assert not any(tensor.any() for tensor in last)
+    same_in_transformers(model, tmp_path / "out")
+
+
+def test_the_tokenizer_leaves_in_the_form_of_transformers_4(hub: Path, tmp_path: Path):
+    settings = {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "extra_special_tokens": ["<|im_end|>"]}
+    (hub / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "of the tokenizer"}))
+    (hub / "chat_template.json").write_text('{"chat_template": "of the processor"}')
+    model, tokens = load_model(hub)
+    export(model, tokens, tmp_path / "out")
+    written = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert written["additional_special_tokens"] == ["<|im_end|>"]
+    assert not {"backend", "extra_special_tokens"} & set(written)
+    assert written["chat_template"] == "of the processor", "it knows pictures"
+    assert (tmp_path / "out/chat_template.jinja").read_text() == "of the processor"
+    assert json.loads((tmp_path / "out/chat_template.json").read_text()) == {"chat_template": "of the processor"}

@@ -37,14 +37,14 @@ SHARDS = 4
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> tuple[Path, int]:
-    """A LLaVA of 200 MB, nearly all of it Llama layers, in four shards, and its bytes."""
+    """A LLaVA of 115 MB, nearly all of it Llama layers, in four shards, and its bytes."""
     from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
     vision = SiglipVisionConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
     )
     text = LlamaConfig(
-        vocab_size=320, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=8
+        vocab_size=320, hidden_size=768, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8
     )
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=310, vision_feature_select_strategy="full"

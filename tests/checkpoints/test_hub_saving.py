@@ -7,9 +7,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from rebus.checkpoints import save
 from rebus.checkpoints.load import load_model
 from rebus.checkpoints.save import save_model
 from rebus.errors import StrangerError
+from rebus.fingerprint import file_fingerprint
 from rebus.model.config import LoraConfig, ModelConfig
 from rebus.model.families import VisionLanguageModel, add_lora, build
 from rebus.pictures.config import AnyresConfig, FixedConfig
@@ -97,3 +99,28 @@ def test_a_newline_comes_and_goes_with_the_rule(tmp_path: Path, tiny_tokenizer_f
     save_model(first, tokens, tmp_path / "out")
     assert torch.equal(load_model(tmp_path / "out")[0].connector.image_newline, first.connector.image_newline)
     assert load_model(tmp_path / "out", image=fixed)[0].connector.image_newline is None
+
+
+def test_torch_files_count_as_base_weights_too(tmp_path: Path, tiny_tokenizer_folder: Path, monkeypatch):
+    folder = save_family("qwen2_vl", tmp_path / "hub", tiny_tokenizer_folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    model, tokens = load_model(folder)
+    read = []
+    monkeypatch.setattr(save, "file_fingerprint", lambda path: read.append(path.name) or file_fingerprint(path))
+    save_model(train(model, "connector"), tokens, tmp_path / "out")
+    assert read.count("pytorch_model.bin") == 1, "language model and tower are one folder"
+    load_model(tmp_path / "out")
+    torch.save({**weights, "model.norm.weight": weights["model.norm.weight"] + 1}, folder / "pytorch_model.bin")
+    with pytest.raises(StrangerError, match="language: expected"):
+        load_model(tmp_path / "out")
+
+
+def test_a_moved_base_brings_its_tokenizer(tmp_path: Path, tiny_tokenizer_folder: Path):
+    folder = save_family("qwen2_vl", tmp_path / "hub", tiny_tokenizer_folder)
+    model, tokens = load_model(folder)
+    save_model(train(model, "connector"), tokens, tmp_path / "out")
+    moved = folder.rename(tmp_path / "moved")
+    _, again = load_model(tmp_path / "out", language=moved, tower_weights=moved)
+    assert again["tokenizer"] == str(moved)

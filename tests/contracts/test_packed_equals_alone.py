@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+import transformers
 
 from rebus.model.families import VisionLanguageModel
 from tiny_models import Document, language_folder, model, model_config, pack, random_document
 
 __all__ = ["language_folder", "model", "model_config"]
 
+CLIP = transformers.CLIPVisionConfig(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+)
 BACKENDS = ["rebus_packed", "rebus_reference"]
 
 
@@ -80,3 +84,12 @@ def test_gradient_checkpointing_changes_nothing(model: VisionLanguageModel, docu
     again = gradients_of(model, [pack(documents)])
     for name, gradient in plain.items():
         torch.testing.assert_close(gradient, again[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_checkpointing_reaches_every_part_of_a_fused_tower(model: VisionLanguageModel):
+    blocks = [torch.nn.ModuleDict({"model": transformers.CLIPVisionModel(CLIP)}) for _ in range(2)]
+    model.tower = torch.nn.ModuleList(blocks)
+    for enabled in (True, False):
+        model.checkpoint_activations(enabled)
+        assert [part["model"].is_gradient_checkpointing for part in blocks] == [enabled, enabled]
+        assert model.language.is_gradient_checkpointing == enabled

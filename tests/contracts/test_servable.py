@@ -1,6 +1,7 @@
 """Contract 10: a folder that transformers saved opens here with the same logits, and what Rebus exports loads in plain
 transformers, in a process where Rebus cannot be imported, with the same logits and not one key missing or left over."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,13 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import safetensors.torch
 import torch
+from transformers import AutoProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from rebus.checkpoints.export import export
-from rebus.checkpoints.layouts.vocabulary import token_id
+from rebus.checkpoints.hub import layout_of
+from rebus.checkpoints.layouts.tokenizer import token_id
 from rebus.checkpoints.load import load_model
+from rebus.pictures.prepare import layout, normalise, prepare
+from tiny_families import picture
 from tiny_hub import close, family, inputs_of, logits, save_family, theirs_logits
 
 FAMILIES = {"llava_siglip": "llava", "llava_next": "llava_next", "qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl"}
@@ -58,11 +65,11 @@ class Trip:
 def trips(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> dict[str, Trip]:
     """All families through one process of a stranger: starting it costs more than all models together."""
     home = tmp_path_factory.mktemp("servable")
-    for name, layout in FAMILIES.items():
+    for name, wanted in FAMILIES.items():
         source = save_family(name, home / name / "theirs", tiny_tokenizer_folder)
         model, tokens = load_model(source)
-        assert export(model, tokens, home / name / "ours", shard_bytes=200_000) == layout
-        token = token_id(home / name / "ours", "<|image_pad|>" if layout == "qwen2_vl" else "<image>")
+        assert export(model, tokens, home / name / "ours", shard_bytes=200_000) == wanted
+        token = token_id(home / name / "ours", "<|image_pad|>" if wanted == "qwen2_vl" else "<image>")
         inputs = {key: tensor.contiguous() for key, tensor in inputs_of(model.image, token).theirs.items()}
         safetensors.torch.save_file(inputs, home / name / "inputs.safetensors")
     folders = [str(home / name / "ours") for name in FAMILIES]
@@ -125,3 +132,35 @@ def test_there_and_back_is_the_same_model(trips: dict[str, Trip], name: str):
     state = second.state_dict()
     for key, tensor in first.state_dict().items():
         assert torch.equal(state[key][: len(tensor)], tensor), key
+
+
+def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
+    """By our names: transformers 5 stores some otherwise than 4 did."""
+    layout = layout_of(folder)
+    stored = [pair for file in folder.glob("*.safetensors") for pair in safetensors.torch.load_file(file).items()]
+    return dict(pair for name, tensor in stored for pair in layout.to_ours(name, tensor))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_stored_tensor_comes_back_to_the_bit(trips: dict[str, Trip], name: str):
+    """Also the layers that no forward pass of ours reads."""
+    before, after = tensors_in(trips[name].source), tensors_in(trips[name].out)
+    assert set(after) == set(before)
+    assert [key for key, tensor in before.items() if not torch.equal(after[key][: len(tensor)], tensor)] == []
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_their_processor_prepares_what_ours_does(trips: dict[str, Trip], name: str):
+    """Qwen's whole processor needs torchvision; its image processor does not."""
+    out, image = trips[name].out, family(name).image
+    settings = AutoImageProcessor.from_pretrained(out)
+    for width, height in ((150, 60), (50, 130), (300, 451)):
+        seen = picture(width, height, width)
+        rows = torch.from_numpy(normalise(prepare(seen, image).rows, image))
+        theirs = PIL.Image.open(io.BytesIO(seen.data)).convert("RGB")
+        found = settings(images=theirs, return_tensors="pt")["pixel_values"].reshape(rows.shape)
+        torch.testing.assert_close(found, rows, rtol=0, atol=1e-6)
+        if not name.startswith("qwen"):
+            processor = AutoProcessor.from_pretrained(out)
+            ids = processor(text="a <image> b", images=theirs, return_tensors="pt")["input_ids"][0]
+            assert int((ids == token_id(out, "<image>")).sum()) == layout(seen, image).num_tokens

@@ -177,8 +177,8 @@ def test_checkpointed_decoder_equals_plain():
 def test_behind_a_cache_the_last_queries_see_all_before_them(num_queries: int):
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, heads, 10, 8) for heads in (4, 2, 2))
-    whole, _ = packed_attention(torch.nn.Identity(), query, key, value, None)
-    tail, _ = packed_attention(torch.nn.Identity(), query[:, :, -num_queries:], key, value, None)
+    whole, _ = packed_attention(torch.nn.Identity(), query, key, value, None, behind_cache=True)
+    tail, _ = packed_attention(torch.nn.Identity(), query[:, :, -num_queries:], key, value, None, behind_cache=True)
     torch.testing.assert_close(tail, whole[:, -num_queries:], rtol=1e-5, atol=1e-5)
 
 
@@ -189,9 +189,11 @@ def test_behind_a_cache_a_mask_hides_keys_on_top(monkeypatch: pytest.MonkeyPatch
     counts = torch.ones(2, 1, 1, 10, dtype=torch.bool)
     counts[1, :, :, :4] = False
     monkeypatch.setattr(attention, "MAX_QUERIES", 2)
-    tail, _ = packed_attention(torch.nn.Identity(), query[:, :, -5:], key, value, counts)
-    first, _ = packed_attention(torch.nn.Identity(), query[:1], key[:1], value[:1], None)
-    second, _ = packed_attention(torch.nn.Identity(), query[1:, :, 4:], key[1:, :, 4:], value[1:, :, 4:], None)
+    tail, _ = packed_attention(torch.nn.Identity(), query[:, :, -5:], key, value, counts, behind_cache=True)
+    first, _ = packed_attention(torch.nn.Identity(), query[:1], key[:1], value[:1], None, behind_cache=True)
+    second, _ = packed_attention(
+        torch.nn.Identity(), query[1:, :, 4:], key[1:, :, 4:], value[1:, :, 4:], None, behind_cache=True
+    )
     torch.testing.assert_close(tail, torch.cat([first[:, -5:], second[:, -5:]]), rtol=1e-5, atol=1e-5)
 
 

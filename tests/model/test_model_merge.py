@@ -1,14 +1,19 @@
 """Image tokens land in their own slots; every disagreement is an error that names numbers and sample."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from rebus.errors import ConfigError, SlotMismatchError
+from rebus.model.assemble import fill
 from rebus.model.config import ModelConfig
-from rebus.model.connector import Connector, pool
-from rebus.model.families import VisionLanguageModel, build
+from rebus.model.connector import Connector, build_connector, pool
+from rebus.model.families import VisionLanguageModel, build, tower_from
 from rebus.model.merge import merge
-from rebus.pictures.config import FixedConfig
+from rebus.pictures.config import FixedConfig, ImageConfig, NativeConfig
+from rebus.towers.config import TowerConfig
+from tiny_families import MAKERS, arguments, batch_of, documents_of
 from tiny_models import pack, random_document
 
 BOUNDS = torch.tensor([0, 6, 12])
@@ -100,3 +105,42 @@ def test_one_connector_serves_any_number_of_tokens(model: VisionLanguageModel):
     few, many = (model.connector(pool(features, side), side) for side in (2, 4))
     assert (few.shape[1], many.shape[1]) == (4, 16)
     torch.testing.assert_close(model.connector(features, 2), few)
+
+
+@pytest.mark.parametrize(
+    ("config", "image", "message"),
+    [
+        ({}, FixedConfig(size=64, tokens_per_side=2), "squares of 64 pixels, the tower sees 32"),
+        (
+            {"mrope_section": (1, 1, 2)},
+            FixedConfig(size=32, tokens_per_side=2),
+            r"one position a token, .* \(1, 1, 2\)",
+        ),
+        ({"connector": "qwen2_merger"}, NativeConfig(kind="native"), "three positions a token, .* None"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(model_config: ModelConfig, config: dict, image: ImageConfig, message: str):
+    with pytest.raises(ConfigError, match=message):
+        build(model_config.model_copy(update=config), image)
+
+
+def test_patches_of_another_tower_are_refused():
+    tower = TowerConfig(kind="qwen2_vl", weights=Path("folder"))
+    section = (1, 1, 2)
+    config = ModelConfig(tower=tower, connector="qwen2_merger", language=Path("folder"), mrope_section=section)
+    native = tower_from(tower, {"model_type": "qwen2_vl", "depth": 1, "embed_dim": 32, "num_heads": 2})
+    with pytest.raises(ConfigError, match=r"patches of 1536 values .*takes 1176 values"):
+        build_connector(config, NativeConfig(kind="native", patch_size=16), native, 32)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_half_precision_is_near_float32(name: str, tiny_tokenizer_folder: Path):
+    """As a checkpoint is loaded: weights in half precision, the connector's statistics not, pixels in float32."""
+    family = MAKERS[name]()
+    model, batch = family.ours, batch_of(documents_of(family, tiny_tokenizer_folder), family.image)
+    whole, _ = model(**arguments(batch))
+    fill(model, [*model.state_dict().items()], origin=name, dtype=torch.bfloat16)
+    half, _ = model(**arguments(batch))
+    half.backward()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(half, whole, rtol=0.02, atol=0)

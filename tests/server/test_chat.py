@@ -12,10 +12,12 @@ import pytest
 
 from rebus.cli import main
 from rebus.errors import DataError
+from rebus.log import printable
 from rebus.model.decode_sampling import Sampling
 from rebus.records import Image, Text
-from rebus.server.chat import Conversation, printable, read_image, reply, run
+from rebus.server.chat import Conversation, reply, run
 from rebus.server.engine import Engine
+from rebus.server.inputs import image_of
 from rebus.tokens.encode import encode_prompt
 
 
@@ -97,7 +99,7 @@ def test_errors_do_not_end_the_chat(
         reply(conversation, line)
     captured = capfd.readouterr()
     assert captured.out == ""
-    assert conversation.image == read_image(picture)
+    assert conversation.image == image_of(picture)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +110,17 @@ def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes | None, mess
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        read_image(path)
+        image_of(path)
     assert str(path) in str(caught.value)
 
 
-def test_text_that_a_terminal_would_obey_is_left_out():
-    assert printable("a\x1b[2Jb\r\x07c\td\ne\u202e\ufffd") == "a[2Jbc\td\ne\ufffd"
+def test_text_that_a_terminal_would_obey_is_marked_and_no_other():
+    assert (
+        printable("a\x1b[2Jb\r\u2028c\td\ne\u202e\u2066", kept="\n\t") == "a\ufffd[2Jb\ufffd\ufffdc\td\ne\ufffd\ufffd"
+    )
+    assert printable("a\n\tb") == "a\ufffd\ufffdb"
+    spoken = "10\u00a0%, \u3000全角, 👨\u200d👩\u200d👧, نمی\u200cخواهم"  # spaces and joiners of other scripts
+    assert printable(spoken) == spoken
 
 
 def lines_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:

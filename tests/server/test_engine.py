@@ -162,3 +162,27 @@ def test_the_dtype_follows_the_device(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_importing_rebus_is_light():
     code = "import sys, rebus; print(sorted({'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cdua", "xpu"])
+def test_a_device_that_is_not_there_is_named(device: str):
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used: torch finds"):
+        choose_dtype("auto", device)
+
+
+def test_a_template_with_a_typing_error_is_named_before_anything_is_read():
+    with pytest.raises(ConfigError, match="did you mean 'chatml'"):
+        rebus.load("tests", template="chatlm")
+
+
+def test_one_source_needs_no_list(engine: Engine):
+    pixels = np.full((9, 12, 3), 200, np.uint8)
+    several = engine.prompt(engine.request("What?", [pixels], [[pixels, pixels]]))[1]
+    assert len(several.images) > 1
+    frames = ([pixels, pixels], {"fps": 1})
+    assert engine.prompt(engine.request("What?", pixels, frames))[1].ids.tolist() == several.ids.tolist()
+    alone = engine.generate(["a", "b"], images=[pixels, None], max_new_tokens=2)
+    assert [one.num_prompt_tokens for one in alone] == [
+        engine.generate("a", pixels, max_new_tokens=2).num_prompt_tokens,
+        engine.generate("b", max_new_tokens=2).num_prompt_tokens,
+    ]

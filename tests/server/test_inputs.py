@@ -88,7 +88,10 @@ def test_a_picture_that_lies_on_its_side_is_turned_either_way():
     ("source", "message"),
     [
         ("nowhere.png", r"no file at nowhere\.png"),
-        (b"hello", r"5 bytes: not a readable picture"),
+        (b"hello", r"5 bytes: not a readable picture: 5 bytes that begin as none\. PNG"),
+        (Path("/"), "a folder is at /"),
+        ("A" * 5000, r"no file at A+\.\.\. \(5,000 characters\)"),
+        (PIXELS[:0], "is no picture"),
         ("data:image/png;base64,?!", "cannot be read"),
         ("data:image/png,abc", "does not begin as data:"),
         (PIXELS.astype(np.float32) / 255, r"array of float32 \[12, 20, 3\] is no picture: uint8"),

@@ -18,7 +18,7 @@ from rebus.packs.run import run as pack
 from rebus.scores.config import ScoreRecipe
 from rebus.scores.run import run as score
 from rebus.show import run
-from rebus.show.page import DARK, INK, LIGHT, render_page
+from rebus.show.page import DARK, INK, LIGHT, _piece, render_page
 from rebus.show.plan import summarise
 from rebus.show.scores import bin_counts, open_scores
 from rebus.show.view import SlotView, TokenView, view_pack
@@ -319,3 +319,8 @@ def test_page_of_scores_has_the_pictures_at_both_ends(scores: Path, tmp_path: Pa
     strangers = write_shards(tmp_path / "strangers", [TinySample("else", tiny_picture())])
     with pytest.raises(StrangerError, match="was made of"):
         run(scores, shards=strangers, html=tmp_path / "scores.html")
+
+
+def test_a_video_is_told_from_a_picture_without_pointing_at_it():
+    assert "<small>video, 6 frames<br>12 tokens" in _piece(SlotView(0, 12, 8, 8, b"", num_frames=6), 0)
+    assert "<small>12 tokens" in _piece(SlotView(0, 12, 8, 8, b""), 0)

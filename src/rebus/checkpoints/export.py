@@ -11,12 +11,11 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
 from rebus.checkpoints.hub import layout_module, layout_named
-from rebus.checkpoints.layouts import vocabulary
-from rebus.checkpoints.layouts.chat import chat_template
-from rebus.checkpoints.layouts.folder import has_chat_template, read_json, write_json
+from rebus.checkpoints.layouts import tokenizer
+from rebus.checkpoints.layouts.folder import read_json, write_json
 from rebus.checkpoints.layouts.settings import is_tied
-from rebus.checkpoints.save import write_tensors
-from rebus.errors import ConfigError, DataError
+from rebus.checkpoints.save import refuse_filled, write_tensors
+from rebus.errors import ConfigError
 from rebus.fingerprint import BUILDING
 from rebus.log import say, track
 from rebus.model.connector import Connector
@@ -52,8 +51,7 @@ def export(
     the model's. Raises: ConfigError with the reason where the layout cannot hold the model, DataError where `folder`
     holds something already.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} exists and is not empty. Name another folder, or remove it first.")
+    refuse_filled(folder)
     name = choose(model, layout)
     building = folder.with_name(f".{folder.name}{BUILDING}")
     shutil.rmtree(building, ignore_errors=True)
@@ -89,31 +87,16 @@ def _write(
     dtype: torch.dtype | None,
     shard_bytes: int,
 ) -> None:
-    vocabulary.copy_tokenizer(Path(tokens["tokenizer"]), folder, tokens)
-    added = vocabulary.add_tokens(folder, getattr(layout, "SPECIAL_TOKENS", ()))
-    vocabulary.say_growth(model, folder, added)
-    _write_template(tokens, folder, getattr(layout, "PLACEHOLDERS", None))
+    tokenizer.copy_tokenizer(Path(tokens["tokenizer"]), folder, tokens)
+    added = tokenizer.add_tokens(folder, getattr(layout, "SPECIAL_TOKENS", ()))
+    tokenizer.say_growth(model, folder, added)
+    tokenizer.write_template(tokens, folder, getattr(layout, "PLACEHOLDERS", {}))
     layout.write_configs(model, tokens, folder)
     dtype = dtype or model.head.weight.dtype
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "torch_dtype": str(dtype).removeprefix("torch.")})
     _write_generation(model, tokens, folder)
     _write_weights(list(pieces(model, layout, folder)), layout, folder, dtype, shard_bytes)
-
-
-def _write_template(tokens: dict[str, Any], folder: Path, placeholders: dict[str, str] | None) -> None:
-    """chat_template.jinja and the same in tokenizer_config.json, which older transformers read."""
-    settings = read_json(folder / "tokenizer_config.json")
-    if placeholders is not None and not has_chat_template(folder):
-        settings["chat_template"] = chat_template(tokens.get("template", ""), placeholders, tokens.get("system"))
-    file = folder / "chat_template.jinja"
-    older = read_json(folder / "chat_template.json").get("chat_template")
-    template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template") or older
-    if not isinstance(template, str):
-        say(f"the folder has no chat template: how '{tokens.get('template')}' writes turns is the reader's to know")
-        return
-    file.write_text(template, encoding="utf-8")
-    write_json(folder / "tokenizer_config.json", {**settings, "chat_template": template})
 
 
 def _write_generation(model: VisionLanguageModel, tokens: dict[str, Any], folder: Path) -> None:
@@ -127,7 +110,7 @@ def _write_generation(model: VisionLanguageModel, tokens: dict[str, Any], folder
 
 def pieces(model: VisionLanguageModel, layout: Any, folder: Path) -> Iterator[Piece]:
     """Everything to be written, under our names, without adapters and statistics."""
-    rows = vocabulary.num_rows(model, folder)
+    rows = tokenizer.num_rows(model, folder)
     tied, held = is_tied(model), model.state_dict(keep_vars=True)
     for name, tensor in held.items():
         if ".lora_" in name or name.startswith("connector.feature_") or (tied and name == EMBEDDINGS[1]):
@@ -204,5 +187,5 @@ def run(
         raise ConfigError(f"dtype '{dtype}' is none of {', '.join(known)}.")
     model, tokens = load_model(source, template=template)
     name = export(model, tokens, out, layout, dtype=known[dtype] if dtype else None, shard_bytes=shard_bytes)
-    say(f"{out}: {name}; plain transformers reads it")
+    say(f"{out}: {name}" + "; plain transformers reads it" * (name in HUB_LAYOUTS))
     return out

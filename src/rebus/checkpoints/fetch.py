@@ -71,7 +71,7 @@ def _advice(hub: str, reason: str) -> str:
     from huggingface_hub import constants
 
     return (
-        f"{hub} is not in the local cache ({constants.HF_HUB_CACHE}) and the hub is not reached: {reason}. "
-        f"On a machine that reaches it run `hf download {hub} --local-dir FOLDER`, copy FOLDER here, and give its "
-        "path in place of the name."
+        f"{hub} is no folder here, not in the local cache ({constants.HF_HUB_CACHE}), and the hub is not reached: "
+        f"{reason}. On a machine that reaches it run `hf download {hub} --local-dir FOLDER`, copy FOLDER here, "
+        "and give its path in place of the name."
     )

@@ -2,20 +2,29 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rebus.checkpoints import export
-from rebus.checkpoints.hub import Named, fitting
-from rebus.checkpoints.layouts import original_files, original_llava, prismatic, vocabulary
+from rebus.checkpoints.hub import open_as
+from rebus.checkpoints.layouts import original_files, original_llava, prismatic, tokenizer
 from rebus.checkpoints.layouts.folder import write_json
-from rebus.checkpoints.save import save_model, write_tensors
+from rebus.checkpoints.save import refuse_filled, save_model, write_tensors
 from rebus.errors import ConfigError, DataError
-from rebus.log import say, show_table, track
-from rebus.model.assemble import assemble, fill
+from rebus.fingerprint import (
+    MANIFEST,
+    Manifest,
+    file_fingerprint,
+    fingerprint,
+    folder_fingerprint,
+    is_current,
+    read_manifest,
+    write_manifest,
+)
+from rebus.log import say, show_table
 from rebus.model.families import VisionLanguageModel, merge_lora
 from rebus.towers.config import TowerConfig
 
@@ -42,29 +51,12 @@ def open_foreign(
     """
     is_lora = original_llava.is_lora(source)
     layout = original_llava if is_lora else next(one for one in LAYOUTS if one.recognises(source))
-    held = layout.read(source, template=template, tower=tower, language=language)
-    if "template" not in held.tokens:
-        raise DataError(f"{source} does not say how its turns are written: --template NAME (see docs/templates.md).")
-    model = assemble(held.model, held.image, vision=held.vision, text=held.text)
-    dtype = dtype or _stored_dtype(layout.tensors(source, tower=tower, language=language))
-    stored = layout.tensors(source, tower=tower, language=language)
-    ours = (named for name, tensor in track(stored, "reading") for named in _ours(layout, name, tensor, held.text))
-    fill(model, fitting(model, ours), origin=str(source), dtype=dtype)
+    say(f"reading {source}")
+    model, tokens = open_as(layout, source, dtype=dtype, template=template, tower=tower, language=language)
     if is_lora:
         original_files.read_lora(model, source)
         merge_lora(model)
-    return model.eval(), held.tokens
-
-
-def _ours(layout: Any, name: str, tensor: torch.Tensor, text: dict[str, Any]) -> Iterator[Named]:
-    """Our tensors of a stored one, in memory of their own; a stored output layer of tied embeddings is ignored."""
-    for ours, value in layout.to_ours(name, tensor):
-        if not (text.get("tie_word_embeddings") and ours == "language.lm_head.weight"):
-            yield ours, value.clone()
-
-
-def _stored_dtype(stored: Iterator[Named]) -> torch.dtype:
-    return next((tensor.dtype for name, tensor in stored if name.endswith("embed_tokens.weight")), torch.float32)
+    return model.eval(), tokens
 
 
 def run(
@@ -75,16 +67,23 @@ def run(
     language: Path | None = None,
     template: str | None = None,
 ) -> Path:
-    """Writes `out`: a folder of the hub's where transformers has the architecture, else a checkpoint of Rebus.
+    """Writes `out`: a folder of the hub's where transformers has the architecture, else a checkpoint of Rebus; at once
+    where that was done before.
 
-    Raises: DataError where `out` holds something already.
+    Raises: DataError where `out` holds something else.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} exists and is not empty. Name another folder, or remove it first.")
+    made_by = {"format": 1, "name": source.name, "template": template}
+    places = [("source", source), *((f"tower {n}", one) for n, one in enumerate(tower)), ("language", language)]
+    inputs = {name: _bytes_of(place) for name, place in places if place is not None}
+    manifest = Manifest("weights", made_by, inputs)
+    if _is_done(out, manifest):
+        say(f"{out} is up to date")
+        return out
+    refuse_filled(out)
     model, tokens = open_foreign(source, tower=tower, language=language, template=template)
     with tempfile.TemporaryDirectory() as folder:
         _write_tokenizer(Path(tokens["tokenizer"]), Path(folder), tokens)
-        kind = _write({**tokens, "tokenizer": folder}, model, out)
+        kind = _write({**tokens, "tokenizer": folder}, model, out, manifest)
     numbers = [
         ("parameters", sum(p.numel() for p in model.parameters())),
         ("tokens a picture, most", most_tokens(model)),
@@ -95,15 +94,36 @@ def run(
     return out
 
 
-def _write(tokens: dict[str, Any], model: VisionLanguageModel, out: Path) -> str:
+def _bytes_of(place: Path) -> str:
+    """Fingerprint of what an import reads there."""
+    if not prismatic.recognises(place):
+        return folder_fingerprint(place)
+    config = {path.name: file_fingerprint(path) for path in prismatic.run_folder(place).glob("config.*")}
+    return fingerprint({**config, "weights": file_fingerprint(prismatic.weights_file(place))})
+
+
+def _is_done(out: Path, manifest: Manifest) -> bool:
+    """A checkpoint's manifest has a kind of its own, and says among its inputs what it was made from."""
+    if (out / "model.json").is_file() and (out / MANIFEST).is_file():
+        return read_manifest(out, "checkpoint").inputs == {"import": manifest.fingerprint}
+    return is_current(out, manifest)
+
+
+def _write(tokens: dict[str, Any], model: VisionLanguageModel, out: Path, manifest: Manifest) -> str:
     try:
         kind = export.choose(model, None)
     except ConfigError as error:
         say(f"{error}\nIt becomes a checkpoint of Rebus.")
-        _write_checkpoint(model, tokens, out)
-        return "checkpoint of Rebus"
-    export.export(model, tokens, out, kind)
-    return kind
+    else:
+        export.export(model, tokens, out, kind)
+        write_manifest(out, manifest)
+        return kind
+    try:
+        _write_checkpoint(model, tokens, out, {"import": manifest.fingerprint})
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    return "checkpoint of Rebus"
 
 
 def _write_tokenizer(source: Path, folder: Path, tokens: dict[str, Any]) -> None:
@@ -120,11 +140,11 @@ def _write_tokenizer(source: Path, folder: Path, tokens: dict[str, Any]) -> None
             reason = (str(error).splitlines() or ["?"])[0]
             raise DataError(f"{source} has no tokenizer.json, and transformers makes none of it: {reason}") from error
     else:
-        vocabulary.copy_tokenizer(source, folder, tokens)
+        tokenizer.copy_tokenizer(source, folder, tokens)
     if (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
     if tokens["template"] == "prismatic_qwen2":
-        vocabulary.add_tokens(folder, prismatic.ADDED_TOKENS)
+        tokenizer.add_tokens(folder, prismatic.ADDED_TOKENS)
         (folder / "chat_template.jinja").write_text(prismatic.CHAT_TEMPLATE)
 
 
@@ -134,7 +154,7 @@ def most_tokens(model: VisionLanguageModel) -> int:
     return image.tokens_per_side**2 * (1 + tiles)
 
 
-def _write_checkpoint(model: VisionLanguageModel, tokens: dict[str, Any], out: Path) -> None:
+def _write_checkpoint(model: VisionLanguageModel, tokens: dict[str, Any], out: Path, inputs: dict[str, str]) -> None:
     """All of it lies in `out`: the towers, the language model with its tokenizer, the connector."""
     source = Path(tokens["tokenizer"])
     parts = model.config.tower.parts or (model.config.tower,)
@@ -144,8 +164,8 @@ def _write_checkpoint(model: VisionLanguageModel, tokens: dict[str, Any], out: P
     model.config = model.config.model_copy(update={"tower": whole})
     model.tower.requires_grad_(False)
     model.language.requires_grad_(True)  # so that it is written here, not looked for where it came from
-    save_model(model, {**tokens, "tokenizer": str((out / "language").absolute())}, out)
-    vocabulary.copy_tokenizer(source, out / "language", tokens)
+    save_model(model, {**tokens, "tokenizer": str((out / "language").absolute())}, out, inputs)
+    tokenizer.copy_tokenizer(source, out / "language", tokens)
 
 
 def _write_tower(tower: Any, config: TowerConfig, home: Path) -> TowerConfig:

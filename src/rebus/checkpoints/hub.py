@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from rebus.checkpoints import layouts
-from rebus.checkpoints.layouts.composition import Composition
+from rebus.checkpoints.layouts.folder import read_json
+from rebus.checkpoints.layouts.settings import Composition
 from rebus.checkpoints.layouts.stored import stored_tensors
 from rebus.errors import ConfigError, DataError, nearest
 from rebus.model.assemble import assemble, fill
@@ -63,11 +65,33 @@ def open_hub(
     folder = Path(folder)
     layout = layout_of(folder)
     if layout is None:
-        raise DataError(f"{folder} is no vision-language model that Rebus reads: {', '.join(layout_names())}.")
-    held = composition(layout, folder, template)
+        kind = read_json(folder / "config.json").get("model_type", "folder without a model_type")
+        raise DataError(
+            f"{folder} is a {kind}; of vision-language models Rebus reads {', '.join(layout_names())}. "
+            "`rebus import --help` says what it converts."
+        )
+    return open_as(layout, folder, dtype=dtype, device=device, image=image, template=template)
+
+
+def open_as(
+    layout: Any,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str = "cpu",
+    image: ImageConfig | None = None,
+    template: str | None = None,
+    **elsewhere: Any,
+) -> tuple[VisionLanguageModel, dict[str, Any]]:
+    """As `open_hub`, in a layout that is known. dtype: None keeps that of the stored embeddings. elsewhere: folders of
+    what this one does not hold, where the layout takes them (`tower`, `language`)."""
+    held = composition(layout, folder, template, **elsewhere)
     rule = image or held.image
     model = assemble(held.model, rule, vision=held.vision, text=held.text)
-    tensors = our_tensors(layout, folder, is_tied=held.text.get("tie_word_embeddings", False))
+    if dtype is None:
+        stored = stored_in(layout, folder, **elsewhere)
+        dtype = next((tensor.dtype for name, tensor in stored if name.endswith("embed_tokens.weight")), torch.float32)
+    tensors = our_tensors(layout, folder, is_tied=held.text.get("tie_word_embeddings", False), **elsewhere)
     fill(model, fitting(model, tensors), origin=str(folder), dtype=dtype, device=device)
     return cast(model, dtype).eval(), {**held.tokens, "image": rule.model_dump(mode="json")}
 
@@ -80,25 +104,41 @@ def cast(model: VisionLanguageModel, dtype: torch.dtype) -> VisionLanguageModel:
     return model
 
 
-def composition(layout: Any, folder: Path, template: str | None) -> Composition:
-    """What the folder holds. Raises: DataError where neither it nor `template` says how turns are written."""
-    held: Composition = layout.read(folder, template=template)
+def composition(layout: Any, folder: Path, template: str | None, **elsewhere: Any) -> Composition:
+    """What the folder holds.
+
+    Raises: DataError where neither it nor `template` says how turns are written, or its settings fit no model.
+    """
+    method = (read_json(folder / "config.json").get("quantization_config") or {}).get("quant_method")
+    if method:
+        raise DataError(f"{folder} holds weights quantised by {method}; Rebus reads those of 16 or 32 bits.")
+    try:
+        held: Composition = layout.read(folder, template=template, **elsewhere)
+    except ValidationError as error:
+        reasons = "; ".join(reason["msg"] for reason in error.errors())
+        raise DataError(f"the settings in {folder} fit no model: {reasons}. Fetch it again.") from error
     if "template" not in held.tokens:
         raise DataError(
-            f"{folder} has no chat template, and its weights do not say how turns were written. "
-            "Name the one it was trained with: `template` (such as vicuna_v1, llama3, mistral, chatml, plain)."
+            f"{folder} has no chat template, and its weights do not say how turns were written. Name the one it was "
+            "trained with: `template` or --template (such as vicuna_v1, llama3, mistral, chatml, plain)."
         )
     return held
 
 
-def our_tensors(layout: Any, folder: Path, *, is_tied: bool = False, part: str = "") -> Iterator[Named]:
+def stored_in(layout: Any, folder: Path, **elsewhere: Any) -> Iterator[Named]:
+    """All tensors of a folder under the layout's names."""
+    return layout.tensors(folder, **elsewhere) if hasattr(layout, "tensors") else stored_tensors(folder)
+
+
+def our_tensors(
+    layout: Any, folder: Path, *, is_tied: bool = False, part: str = "", **elsewhere: Any
+) -> Iterator[Named]:
     """All tensors of a folder under our names, one at a time, each in memory of its own.
 
     part: what their names begin with, such as `tower.`; none: all. is_tied: the output layer is the embeddings; where
     a folder stores it nevertheless, transformers ignores it.
     """
-    stored = layout.tensors(folder) if hasattr(layout, "tensors") else stored_tensors(folder)
-    for name, tensor in stored:
+    for name, tensor in stored_in(layout, folder, **elsewhere):
         for ours, value in layout.to_ours(name, tensor):
             if ours.startswith(part) and not (is_tied and ours == "language.lm_head.weight"):
                 yield ours, value.clone()

@@ -35,11 +35,14 @@ def run(
     """
     if Path(source).exists():
         from rebus.checkpoints import foreign
+        from rebus.checkpoints.hub import layout_of
         from rebus.checkpoints.names import resolve
 
         if foreign.recognises(Path(source)):
             towers, home = [resolve(one) for one in tower], resolve(language) if language else None
             return foreign.run(Path(source), out, tower=towers, language=home, template=template)
+        if Path(source).is_dir() and layout_of(Path(source)) is not None:
+            raise ConfigError(f"{source} needs no import: give it as it is wherever a model is named.")
     path = locate(source)
     if path.suffix not in (".gguf", *TORCH_SUFFIXES):
         raise ConfigError(f"{path.name}: `rebus import` reads .gguf, {', '.join(TORCH_SUFFIXES)}, not '{path.suffix}'.")
@@ -108,15 +111,10 @@ def _forget_quantisation(path: Path) -> None:
 
 def import_torch(path: Path, out: Path) -> int:
     """A torch file of named tensors -> model.safetensors, dtypes kept. Returns the number of parameters."""
-    import torch
-
+    from rebus.checkpoints.layouts.stored import load_tensors
     from rebus.checkpoints.save import write_tensors
 
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, torch.serialization.pickle.UnpicklingError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} holds more than tensors, or is damaged, and is not read: {first}") from error
+    loaded = load_tensors(path)
     tensors = _named_tensors(path, loaded)
     write_tensors(out / "model.safetensors", tensors)
     return sum(tensor.numel() for tensor in tensors.values())

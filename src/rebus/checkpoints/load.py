@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from pydantic import TypeAdapter
 
@@ -14,7 +13,8 @@ from rebus.checkpoints.hub import Named, cast, fitting, layout_of, open_hub, our
 from rebus.checkpoints.layouts.folder import read_json
 from rebus.checkpoints.layouts.settings import NATIVE, stored_vision
 from rebus.checkpoints.layouts.stored import stored_tensors, tensors_of
-from rebus.checkpoints.save import ADAPTER_PREFIX, base_tower_fingerprint, language_fingerprint
+from rebus.checkpoints.save import ADAPTER_PREFIX, base_fingerprints
+from rebus.config import check_recipe
 from rebus.errors import DataError, StrangerError
 from rebus.fingerprint import MANIFEST, read_manifest, refuse_stranger
 from rebus.model.assemble import assemble, fill
@@ -44,18 +44,22 @@ def load_model(
     Raises: DataError where something is missing, StrangerError where base weights are not those of the training.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file() and layout_of(folder) is not None:
+    is_foreign = (folder / "config.json").is_file() and not (folder / MANIFEST).is_file()
+    if is_foreign or layout_of(folder) is not None:
         return open_hub(folder, dtype=dtype, device=device, image=image, template=template)
     read_manifest(folder, "checkpoint")
     body = json.loads((folder / "model.json").read_text())
-    config = _located(folder, ModelConfig.model_validate(body["model"]), language, tower_weights)
+    config = check_recipe(ModelConfig, body["model"], str(folder / "model.json"))
+    config = _located(folder, config, language, tower_weights)
     _refuse_changed(folder, config, body["base"])
     rule = image or TypeAdapter(ImageConfig).validate_python(body["image"])
     model = _base(folder, config, rule, device)
     if config.lora is not None:
         _load_adapter(model, folder / "adapter" / "adapter_model.safetensors", device)
-    tokens = body["tokens"] if template is None else {**body["tokens"], "template": template}
-    return cast(model, dtype).eval(), tokens
+    tokens = body["tokens"] if image is None else {**body["tokens"], "image": image.model_dump(mode="json")}
+    if not Path(tokens.get("tokenizer", "")).exists() and (config.language / "tokenizer.json").is_file():
+        tokens = {**tokens, "tokenizer": str(config.language)}  # it moved, and lies beside the language model
+    return cast(model, dtype).eval(), tokens if template is None else {**tokens, "template": template}
 
 
 def _located(folder: Path, config: ModelConfig, language: Path | None, tower_weights: Path | None) -> ModelConfig:
@@ -83,9 +87,7 @@ def _imported(folder: Path, tower: TowerConfig) -> TowerConfig:
 
 def _refuse_changed(folder: Path, config: ModelConfig, base: dict[str, str]) -> None:
     """A trained tower is in the checkpoint, and names no base."""
-    found = {"language": language_fingerprint(config.language)}
-    if "tower" in base:
-        found["tower"] = base_tower_fingerprint(config)
+    found = base_fingerprints(config, config.language, with_tower="tower" in base)
     refuse_stranger(folder, base, found, "The base weights changed. Import those of the training again.")
 
 
@@ -97,7 +99,7 @@ def _base(folder: Path, config: ModelConfig, image: ImageConfig, device: str) ->
         return _assembled(folder, config, image, connector, device)
     model = build(config, image, device=device)
     if (folder / "tower").is_dir():
-        model.tower.load_state_dict(safetensors.torch.load_file(folder / "tower" / "model.safetensors", device=device))
+        model.tower.load_state_dict(dict(tensors_of(folder / "tower" / "model.safetensors")))
     named = fitting(model, ((f"connector.{name}", tensor) for name, tensor in connector))
     model.connector.load_state_dict({name.removeprefix("connector."): tensor for name, tensor in named})
     return model
@@ -151,8 +153,7 @@ def _language_tensors(language: Path, *, is_tied: bool) -> Iterator[Named]:
 def _load_adapter(model: VisionLanguageModel, path: Path, device: str) -> None:
     import peft
 
-    tensors = safetensors.torch.load_file(path, device=device)
-    plain = {name.removeprefix(ADAPTER_PREFIX): tensor for name, tensor in tensors.items()}
+    plain = {name.removeprefix(ADAPTER_PREFIX): tensor.to(device) for name, tensor in tensors_of(path)}
     expected = set(peft.get_peft_model_state_dict(model.language))
     if expected != set(plain):
         raise StrangerError(

@@ -15,6 +15,7 @@ import torch
 
 from rebus.checkpoints.hub import layout_of
 from rebus.checkpoints.layouts.settings import vision_of
+from rebus.checkpoints.layouts.stored import weight_files
 from rebus.errors import DataError
 from rebus.fingerprint import (
     MANIFEST,
@@ -56,9 +57,8 @@ def save_model(
         discard(language)
     if is_tuned:
         _save_language(model, language)
-    base = {"language": language_fingerprint(language if is_tuned else model.config.language)}
-    if not model.trains_tower:
-        base["tower"] = base_tower_fingerprint(model.config)
+    home = language if is_tuned else model.config.language
+    base = base_fingerprints(model.config, home, with_tower=not model.trains_tower)
     parts = {"model": model.config.model_dump(mode="json"), "image": model.image.model_dump(mode="json")}
     body = {**parts, "tokens": tokens, "base": base}
     write_atomically(folder / "model.json", json.dumps(body, indent=2) + "\n")
@@ -68,23 +68,32 @@ def save_model(
     write_manifest(folder, Manifest("checkpoint", {**body, "weights": weights}, inputs or {}))
 
 
+def model_fingerprint(folder: Path) -> str:
+    """Of what `load_model` opens: a checkpoint's manifest says it, a hub folder's config and weights are read."""
+    is_hub = layout_of(folder) is not None
+    return language_fingerprint(folder) if is_hub else read_manifest(folder, "checkpoint").fingerprint
+
+
 def language_fingerprint(folder: Path) -> str:
     """Of a hub folder's config and weights; an imported folder's manifest saves hashing them."""
     if (folder / MANIFEST).is_file():
         return read_manifest(folder, "weights").fingerprint
     if not (folder / "config.json").is_file():
         raise DataError(f"no language model at {folder} (it holds no config.json). `rebus import --help` makes one.")
-    names = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    return fingerprint({path.name: file_fingerprint(path) for path in names})
+    return fingerprint({path.name: file_fingerprint(path) for path in [folder / "config.json", *weight_files(folder)]})
 
 
-def base_tower_fingerprint(config: ModelConfig) -> str:
-    """Of the tower that training had; of one inside a whole checkpoint, that checkpoint's config and weights."""
+def base_fingerprints(config: ModelConfig, language: Path, *, with_tower: bool) -> dict[str, str]:
+    """Of the folders that a checkpoint stands on; one that holds both language model and tower is read once."""
+    base = {"language": language_fingerprint(language)}
     weights = config.tower.weights
-    if weights is None or layout_of(weights) is None:
-        return tower_fingerprint(config.tower)
-    settings = config.tower.model_dump(mode="json", exclude={"weights"})
-    return fingerprint({**settings, "weights": language_fingerprint(weights)})
+    if with_tower and weights is not None and layout_of(weights) is not None:
+        whole = base["language"] if weights == language else language_fingerprint(weights)
+        settings = config.tower.model_dump(mode="json", exclude={"weights"})
+        base["tower"] = fingerprint({**settings, "weights": whole})
+    elif with_tower:
+        base["tower"] = tower_fingerprint(config.tower)
+    return base
 
 
 def _save_tower(model: VisionLanguageModel, folder: Path) -> None:
@@ -118,6 +127,12 @@ def _save_language(model: VisionLanguageModel, folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
         if (model.config.language / name).is_file():
             shutil.copy(model.config.language / name, folder / name)
+
+
+def refuse_filled(folder: Path) -> None:
+    """Raises: DataError where a folder to be made holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} exists and is not empty. Name another folder, or remove it first.")
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

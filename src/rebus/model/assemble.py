@@ -20,11 +20,12 @@ _one_at_a_time = threading.Lock()
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Modules made inside have parameters of a shape but no memory; their buffers (rotary tables) are real."""
-    register = nn.Module.register_parameter
+    """Modules that this thread makes inside have parameters of a shape but no memory; their buffers (rotary tables)
+    are real. What other threads make meanwhile is whole."""
+    register, builder = nn.Module.register_parameter, threading.get_ident()
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device.type != "meta":
+        if parameter is not None and not parameter.is_meta and threading.get_ident() == builder:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 

@@ -8,7 +8,8 @@ On CUDA in half precision, variable-length flash attention runs on the pack as i
 `rebus_reference`: one dense mask over the pack; slow, obviously right, for tests.
 
 The indices are computed once a batch (`Documents`) and travel through the language model's forward as a keyword.
-Without `documents` both are plain causal attention behind a cache, which is what decoding needs.
+With `behind_cache` both are plain causal attention behind a cache, which is what decoding needs; with neither they
+refuse, since a language model that swallows keywords would mix documents without a word.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from rebus.errors import ConfigError
 from rebus.model import varlen
 from rebus.model.positions import document_indices
 
@@ -115,9 +117,14 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     documents: Documents | None = None,
-    **_: Any,
+    behind_cache: bool = False,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention inside each document; transformers' attention signature; returns [1, T, heads, d], None."""
+    """Attention inside each document; transformers' attention signature; returns [1, T, heads, d], None.
+
+    Raises: ConfigError where the model asks for what is not computed here (see `_refuse_unknown`).
+    """
+    _refuse_unknown(module, key, documents, behind_cache, options)
     if documents is None:
         return _behind_cache(query, key, value, scaling, attention_mask), None
     if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
@@ -169,9 +176,11 @@ def reference_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     documents: Documents | None = None,
-    **_: Any,
+    behind_cache: bool = False,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """As packed_attention, by one dense [T, T] mask."""
+    _refuse_unknown(module, key, documents, behind_cache, options)
     if documents is None:
         return _behind_cache(query, key, value, scaling, attention_mask), None
     owner = document_indices(documents.bounds)
@@ -182,6 +191,32 @@ def reference_attention(
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     output = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return output.transpose(1, 2), None
+
+
+def _refuse_unknown(
+    module: torch.nn.Module,
+    key: torch.Tensor,
+    documents: Documents | None,
+    behind_cache: bool,
+    options: dict[str, Any],
+) -> None:
+    """A sliding window is nothing as long as all there is to see fits into it."""
+    name = type(module).__name__
+    if documents is None and not behind_cache:
+        raise ConfigError(
+            f"{name} was not told where documents end: its model does not hand keywords on to attention, or was called "
+            "by itself. Call the whole model, or set_attn_implementation('sdpa') first."
+        )
+    for unknown in ("softcap", "s_aux"):
+        if options.get(unknown) is not None:
+            raise ConfigError(f"{name} asks attention for '{unknown}', which Rebus does not compute.")
+    longest = documents.max_length if documents is not None else key.shape[2]
+    window = options.get("sliding_window")
+    if window is not None and longest > window:
+        raise ConfigError(
+            f"{name} sees a sliding window of {window} tokens, which Rebus does not compute; a document has {longest}. "
+            f"Set max_tokens to {window} at most."
+        )
 
 
 def _behind_cache(

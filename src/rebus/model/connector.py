@@ -39,8 +39,9 @@ class Connector(nn.Module):
         self.feature_std.copy_(std.clamp_min(1e-3 * float(std.mean())))
 
     def forward(self, features: torch.Tensor, tokens_per_side: int) -> torch.Tensor:
-        features = (pool(features, tokens_per_side) - self.feature_mean) / self.feature_std
-        return self.mlp(self.norm(features))
+        scaled = (pool(features, tokens_per_side) - self.feature_mean) / self.feature_std
+        learned = next(self.parameters(), scaled)
+        return self.mlp(self.norm(scaled.to(learned.dtype)))  # statistics stay float32 where weights are less
 
 
 class Merger(nn.Module):
@@ -63,9 +64,7 @@ def build_connector(config: ModelConfig, image: ImageConfig, tower: nn.Module, w
 
     Raises: ConfigError where tower, connector and image rule do not fit one another.
     """
-    is_merger = config.connector.endswith("_merger")
-    if isinstance(image, NativeConfig) != is_merger:
-        raise ConfigError(f"connector '{config.connector}' does not go with images of kind '{image.kind}'.")
+    _check_fit(config, image, tower)
     feature_width = int(tower.width)  # type: ignore[arg-type]
     if isinstance(image, NativeConfig):
         return Merger(config, feature_width, width, image.merge_size)
@@ -76,6 +75,32 @@ def build_connector(config: ModelConfig, image: ImageConfig, tower: nn.Module, w
         )
     has_newline = isinstance(image, AnyresConfig) and image.merge == "spatial_unpad"
     return Connector(config, feature_width, width, has_newline=has_newline)
+
+
+def _check_fit(config: ModelConfig, image: ImageConfig, tower: nn.Module) -> None:
+    """Raises: ConfigError where the pixels that the rule makes are not those that the tower takes, or the positions
+    not those that the language model turns by."""
+    is_native = isinstance(image, NativeConfig)
+    if is_native != config.connector.endswith("_merger"):
+        raise ConfigError(f"connector '{config.connector}' does not go with images of kind '{image.kind}'.")
+    if is_native != (config.mrope_section is not None):
+        raise ConfigError(
+            f"images of kind '{image.kind}' give {'three positions' if is_native else 'one position'} a token, but "
+            f"mrope_section is {config.mrope_section}."
+        )
+    if not isinstance(image, NativeConfig):
+        if image.size != config.tower.image_size:
+            raise ConfigError(
+                f"the image rule makes squares of {image.size} pixels, the tower sees {config.tower.image_size}. "
+                "Set the rule's size or the tower's image_size."
+            )
+        return
+    made, taken = (*image.row_shape, image.merge_size), (tower.config.row_width, tower.config.merge_size)  # type: ignore[union-attr]
+    if made != taken:
+        raise ConfigError(
+            f"the image rule makes patches of {made[0]} values and merges {made[1]} x {made[1]} of them; the tower "
+            f"takes {taken[0]} values and merges {taken[1]} x {taken[1]}. Both must come from one checkpoint."
+        )
 
 
 def check_grid(num_features: int, tokens_per_side: int) -> None:

@@ -1,6 +1,5 @@
 """Builds a vision-language model from its config: a tower, a connector, a causal language model."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,12 +48,13 @@ class VisionLanguageModel(nn.Module):
     def checkpoint_activations(self, enabled: bool = True) -> None:
         """Whether activations inside blocks of tower and language model are computed again for the backward pass
         (while training): the same numbers, a third more work, memory for one block at a time."""
-        for part in (self.language, getattr(self.tower, "model", None)):
-            if part is not None and enabled:
+        parts = (part for part in self.tower.modules() if hasattr(part, "gradient_checkpointing_enable"))
+        for part in (self.language, *parts):
+            if enabled:
                 part.gradient_checkpointing_enable({"use_reentrant": False})
-            elif part is not None:
+            else:
                 part.gradient_checkpointing_disable()
-        if isinstance(self.image, NativeConfig):
+        if isinstance(self.tower, NativeTower):
             self.tower.gradient_checkpointing = enabled
 
     @property
@@ -124,14 +124,17 @@ class VisionLanguageModel(nn.Module):
         embeddings = self.language.get_input_embeddings()(ids.clamp_min(0))
         if len(pixels) == 0 and len(slots) == 0:
             # Every rank walks the same graph: text alone still passes all that learns, with weight zero.
-            tokens, _ = self.image_tokens(*self._blank(embeddings))
+            tokens, _ = self._blank(embeddings)
             return embeddings + 0.0 * tokens.sum().to(embeddings.dtype)
         tokens, lengths = self.image_tokens(pixels, grids)
         return merge(embeddings, ids, tokens, lengths, slots, bounds, keys)
 
     def image_tokens(self, pixels: torch.Tensor, grids: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
         """The tokens of all pictures [M, H], one after another, and how many each has."""
-        features, image = self.features(pixels, grids), self.image
+        return self._connect(self.features(pixels, grids), grids)
+
+    def _connect(self, features: torch.Tensor, grids: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+        image = self.image
         if isinstance(image, NativeConfig):
             return self.connector(features), (grids.prod(1) // image.merge_size**2).tolist()
         crops = self.connector(features, image.tokens_per_side)  # [R, n, H]
@@ -140,14 +143,14 @@ class VisionLanguageModel(nn.Module):
         return crops.flatten(0, 1), [crops.shape[1]] * len(crops)
 
     def features(self, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        """Pixels -> the tower's features: [R, num_tokens, C], or [R, C] of native patches; what is features passes."""
-        if pixels.ndim == 3 or (pixels.ndim == 2 and pixels.shape[1] != math.prod(self.image.row_shape)):
+        """Pixels -> the tower's features: [R, num_tokens, C], which pass as they are, or [R, C] of native patches."""
+        if pixels.ndim == 3:
             return pixels
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_tower):
             return self.tower(pixels, grids) if isinstance(self.image, NativeConfig) else self.tower(pixels)
 
-    def _blank(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The smallest picture there is, or where the tower is frozen what it would make of one, as zeros."""
+    def _blank(self, like: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+        """The tokens of the smallest picture there is, all zeros; a tower that is frozen does not see it."""
         shape: tuple[int, ...] = (self.connector.feature_width,)
         if isinstance(self.image, NativeConfig):
             grid = [1, self.image.merge_size, self.image.merge_size]
@@ -155,9 +158,10 @@ class VisionLanguageModel(nn.Module):
         else:
             num_rows = tile(1, 1, self.image).num_crops if isinstance(self.image, AnyresConfig) else 1
             grid, shape = [num_rows, 1, 1], (self.tower.num_tokens, *shape)
+        grids = torch.tensor([grid])
         if self.trains_tower:
-            shape = self.image.row_shape
-        return like.new_zeros(num_rows, *shape), torch.tensor([grid])
+            return self.image_tokens(like.new_zeros(num_rows, *self.image.row_shape), grids)
+        return self._connect(like.new_zeros(num_rows, *shape), grids)
 
 
 def build(config: ModelConfig, image: ImageConfig, *, device: str = "cpu", seed: int = 0) -> VisionLanguageModel:
@@ -186,6 +190,8 @@ def load_language(config: ModelConfig) -> Any:
             "`rebus import --help` shows how to make one."
         )
     attention.register()
+    settings = transformers.AutoConfig.from_pretrained(config.language, local_files_only=True)
+    _refuse_unsupported(config, settings)
     transformers.utils.logging.disable_progress_bar()
     language = transformers.AutoModelForCausalLM.from_pretrained(
         config.language, dtype=torch.float32, attn_implementation=attention.PACKED, local_files_only=True
@@ -199,6 +205,7 @@ def language_from(text: dict[str, Any], config: ModelConfig) -> Any:
 
     attention.register()
     settings = transformers.AutoConfig.for_model(**text)
+    _refuse_unsupported(config, settings)
     language = transformers.AutoModelForCausalLM.from_config(
         settings, dtype=torch.float32, attn_implementation=attention.PACKED
     )
@@ -206,7 +213,6 @@ def language_from(text: dict[str, Any], config: ModelConfig) -> Any:
 
 
 def _with_positions(language: Any, config: ModelConfig) -> Any:
-    _refuse_unsupported(config, language.config.get_text_config().to_dict())
     if config.mrope_section is not None:
         language.model.rotary_emb = MultimodalRotary(language.model.rotary_emb, config.mrope_section)
     return language
@@ -219,18 +225,26 @@ def tower_from(config: TowerConfig, vision: dict[str, Any]) -> Any:
     return empty_tower(config, vision)
 
 
-def _refuse_unsupported(config: ModelConfig, settings: dict) -> None:
-    """Settings that our attention or loss would silently ignore."""
-    window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
-    found = {
-        "sliding_window": window,
-        "final_logit_softcapping": settings.get("final_logit_softcapping"),
-        "attn_logit_softcapping": settings.get("attn_logit_softcapping"),
-        "logits_scaling": settings.get("logits_scaling"),
-    }
-    for name, value in found.items():
-        if value is not None:
-            raise ConfigError(f"{config.language} has {name} = {value}, which Rebus does not compute.")
+def _refuse_unsupported(config: ModelConfig, settings: Any) -> None:
+    """What our attention or loss would silently ignore, or what reaches from one document of a pack to the next.
+
+    settings: of transformers. What a layer asks of attention itself, attention refuses when it is asked.
+    """
+    import transformers
+
+    text = settings.get_text_config().to_dict()
+    for name in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale"):
+        if text.get(name) not in (None, 1.0):
+            raise ConfigError(f"{config.language} has {name} = {text[name]}, which Rebus does not compute.")
+    language: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(settings), None)
+    others = set(text.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+    if language is None or not language._supports_attention_backend or language._is_stateful or others:
+        kinds = f" with layers of {', '.join(sorted(others))}" if others else ""
+        raise ConfigError(
+            f"{config.language} is a {settings.model_type}{kinds}: no causal language model whose attention "
+            "transformers lets others compute, so documents of a pack would reach one another. "
+            "Take another, such as a Llama, Qwen, Mistral or Phi-3."
+        )
 
 
 def add_lora(language: nn.Module, config: ModelConfig) -> None:

@@ -241,6 +241,7 @@ def _decode(
         attention_mask=mask,
         past_key_values=cache,
         use_cache=cache is not None,
+        behind_cache=True,
     )
     return output.last_hidden_state
 

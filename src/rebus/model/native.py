@@ -86,9 +86,6 @@ class NativeTower(nn.Module):
         self.patch_embed = _PatchEmbed(config)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
 
-    def gradient_checkpointing_enable(self) -> None:
-        self.gradient_checkpointing = True
-
     def forward(self, rows: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         """Raises: SlotMismatchError where the grids speak of another number of patches than there are."""
         num_patches = int(grids.prod(1).sum())

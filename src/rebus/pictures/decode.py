@@ -66,6 +66,8 @@ def decode(
         box = _reduce(picture, target) if target is not None else None
         picture.load()
         return _to_rgb(picture), box, turn
+    except PIL.UnidentifiedImageError as error:  # its own words name a place in memory
+        raise ValueError(f"not a readable picture: {len(data):,} bytes that begin as none") from error
     except (*BROKEN, PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable picture: {error}") from error
 

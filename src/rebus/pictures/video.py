@@ -108,7 +108,9 @@ def choose(times: Sequence[float], options: Options) -> Choice:
     if options.get("nframes") is not None:
         num_frames = round(_number(options, "nframes") / FRAME_FACTOR) * FRAME_FACTOR
         if not FRAME_FACTOR <= num_frames <= total:
-            raise ValueError(f"{num_frames} frames wanted of {total}")
+            raise ValueError(
+                f"{options['nframes']} frames wanted of {total}; ask for {FRAME_FACTOR} or more, up to all"
+            )
     else:
         num_frames = _frames_at(total, duration, options)
     places = tuple(inside[round(index * (total - 1) / (num_frames - 1))] for index in range(num_frames))
@@ -152,9 +154,14 @@ def _readable(source: Source) -> Iterator[None]:
         raise DataError("videos need PyAV: `pip install 'rebus[video]'`.") from error
     try:
         yield
-    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-        name = f"{len(source)} bytes" if isinstance(source, bytes) else source
-        raise ValueError(f"{name}: {error}") from error
+    except av.FFmpegError as error:  # its words name the file again, and a number that says nothing
+        raise ValueError(f"{_named(source)}: {error.strerror or error}") from error
+    except (OSError, IndexError, ValueError) as error:
+        raise ValueError(f"{_named(source)}: {error}") from error
+
+
+def _named(source: Source) -> str:
+    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
 def _frame_times(source: Source) -> list[tuple[int, float]]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,9 +11,10 @@ from rebus.log import console, progress_bar, say, show_table
 from rebus.model.decode_sampling import Sampling
 from rebus.server.answer import Answer
 from rebus.server.engine import Engine, Request
-from rebus.server.inputs import image_of, video_of
 from rebus.storage import is_remote
 
+BEGINNING = b'{"id": '
+"""Of every line of answers."""
 FIELDS = ("id", "question", "messages", "image", "images", "video", "videos", "system")
 
 
@@ -47,6 +48,8 @@ def answer_file(engine: Engine, batch: Batch) -> Tally:
     `out`, so that a later run tries it again. Raises: DataError where the file cannot be read."""
     if not batch.source.is_file():
         raise DataError(f"no batch file at {batch.source}.")
+    if batch.out.exists() and batch.out.samefile(batch.source):
+        raise DataError(f"{batch.out} holds the questions. Name another file with --out.")
     done, tally = finished_ids(batch.out), Tally()
     numbers: list[tuple[int, str]] = []
     with progress_bar() as bar, open(batch.out, "a", encoding="utf-8") as out:
@@ -68,7 +71,7 @@ def _requests(
 ) -> Iterator[Request | RebusError]:
     """The lines that are not done; `numbers` gets line and id of each. Only those being answered are in memory."""
     seen: set[str] = set()
-    with open(batch.source, encoding="utf-8", errors="replace") as lines:
+    with open(batch.source, encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -95,7 +98,8 @@ def _requests(
 def _row(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+        json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # half of a surrogate pair is JSON, but no text
         raise DataError(f"no JSON: {error}.") from error
     if not isinstance(row, dict) or not isinstance(row.get("id", ""), str | int):
         raise DataError("no JSON object with a text or number as `id`.")
@@ -103,6 +107,9 @@ def _row(line: str) -> dict[str, Any]:
         raise DataError(f"'{unknown[0]}' is not known; a line has {', '.join(FIELDS)}.")
     if ("question" in row) == ("messages" in row):
         raise DataError("a line has either a `question` or `messages`.")
+    for name in ("question", "system"):
+        if not isinstance(row.get(name, ""), str):
+            raise DataError(f"`{name}` is no text but {json.dumps(row[name])[:80]}.")
     return row
 
 
@@ -112,16 +119,10 @@ def _request(engine: Engine, row: dict[str, Any], batch: Batch) -> Request:
         if not isinstance(row["messages"], list):
             raise DataError("`messages` is no list.")
         return engine.request(_placed(row["messages"], folder), sampling=batch.sampling)
-    images = [image_of(_beside(one, folder)) for one in _listed(row, "image")]
-    rule = engine.tokens.config.image
-    videos = [video_of(_beside(one, folder), batch.video, rule) for one in _listed(row, "video")]
-    request = engine.request(
-        str(row["question"]), images, system=row.get("system", batch.system), sampling=batch.sampling
-    )
-    if not videos:
-        return request
-    system = [part for part in request.parts if part.role == "system"]
-    return replace(request, parts=(*system, *engine.turn(str(row["question"]), [*images, *videos])))
+    images = [_beside(one, folder) for one in _listed(row, "image")]
+    videos = [(_beside(one, folder), batch.video) for one in _listed(row, "video")]
+    system = row.get("system", batch.system)
+    return engine.request(row["question"], images, videos, system=system, sampling=batch.sampling)
 
 
 def _listed(row: dict[str, Any], name: str) -> list[Any]:
@@ -162,13 +163,20 @@ def finished_ids(out: Path) -> set[str]:
         return set()
     content = out.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with open(out, "r+b") as file:
-            file.truncate(len(whole))
+    half = content[len(whole) :]
     try:
-        return {str(json.loads(line)["id"]) for line in whole.splitlines() if line.strip()}
+        if not (half.startswith(BEGINNING) or BEGINNING.startswith(half)):
+            raise ValueError("its last line is nothing that a killed run left")
+        rows = [json.loads(line) for line in whole.splitlines() if line.strip()]
+        if any("text" not in row for row in rows):
+            raise ValueError("a line of it has no `text`")
+        ids = {str(row["id"]) for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{out} is not a file of answers ({error}). Name another with --out.") from error
+    if half:
+        with open(out, "r+b") as file:
+            file.truncate(len(whole))
+    return ids
 
 
 def _write(out: TextIO, name: str, answer: Answer, tally: Tally) -> None:

@@ -36,8 +36,8 @@ class Timing:
 
     @property
     def new_tokens_per_second(self) -> float:
-        """Of decoding alone: the tokens after the first, over the time after the first."""
-        return (self.num_new_tokens - 1) / max(self.total - self.first_token, 1e-9) if self.num_new_tokens > 1 else 0.0
+        """Of decoding alone: the tokens after the first, of which there must be one, over the time after the first."""
+        return (self.num_new_tokens - 1) / max(self.total - self.first_token, 1e-9)
 
 
 def measure(engine: Engine, request: Request, num_runs: int) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def measure(engine: Engine, request: Request, num_runs: int) -> dict[str, Any]:
         "prepare_seconds": [run.prepare for run in runs],
         "first_token_seconds": [run.first_token for run in runs],
         "total_seconds": [run.total for run in runs],
-        "new_tokens_per_second": [run.new_tokens_per_second for run in runs],
+        "new_tokens_per_second": [run.new_tokens_per_second for run in runs if run.num_new_tokens > 1],
         "prompt_tokens_per_second": [run.prompt_tokens_per_second for run in runs],
     }
     return {
@@ -65,7 +65,7 @@ def measure(engine: Engine, request: Request, num_runs: int) -> dict[str, Any]:
         "dtype": str(engine.model.head.weight.dtype).removeprefix("torch."),
         "num_prompt_tokens": runs[0].num_prompt_tokens,
         "num_new_tokens": runs[0].num_new_tokens,
-        **{name: spread(values) for name, values in figures.items()},
+        **{name: spread(values) for name, values in figures.items() if values},
         "memory_mb": memory(engine.model.device),
         "runs": [asdict(run) for run in runs],
     }
@@ -109,11 +109,12 @@ def memory(device: torch.device) -> dict[str, float]:
             "max_reserved": torch.cuda.max_memory_reserved(device) / MB,
         }
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in bytes there, in KiB elsewhere
-    found = {"max_resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
     pages = Path("/proc/self/statm")
-    if pages.is_file():
-        found["resident"] = int(pages.read_text().split()[1]) * resource.getpagesize() / MB
-    return found
+    if not pages.is_file():
+        return {"max_resident": most}
+    now = int(pages.read_text().split()[1]) * resource.getpagesize() / MB
+    return {"max_resident": max(most, now), "resident": now}  # Linux brings the peak up to date now and then
 
 
 def show(figures: dict[str, Any]) -> None:

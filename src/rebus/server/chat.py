@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rebus.errors import DataError
-from rebus.log import console, say
+from rebus.log import console, say, write_pieces
 from rebus.model.decode_sampling import Sampling
 from rebus.pictures.config import FixedConfig
 from rebus.records import Image, Part, Text
@@ -28,7 +28,7 @@ class Conversation:
 
     def show(self, path: Path) -> None:
         """Puts another picture on the table and starts over. Raises: DataError; the old picture then stays."""
-        self.image = read_image(path)
+        self.image = image_of(path)
         self.clear()
 
     def clear(self) -> None:
@@ -46,23 +46,23 @@ class Conversation:
         try:
             for piece in self.engine.pieces(Request(tuple(parts), self.sampling)):
                 said.append(piece)
-                yield printable(piece)
+                yield piece
         except PromptTooLongError as error:
             raise DataError(f"{error} /clear forgets the conversation.") from error
         self.parts = [*parts, Text("".join(said), "assistant")]
 
 
-def run(model: Path, *, image: Path | None, question: str | None, max_tokens: int, temperature: float) -> None:
+def run(model: str, *, image: Path | None, question: str | None, max_tokens: int, temperature: float) -> None:
     """Answers one question on standard output, or talks until an empty line, /quit or the end of the input.
 
     Raises: DataError, StrangerError where the checkpoint or, asked once, the picture cannot be used.
     """
-    first = read_image(image) if image is not None else None
+    first = image_of(image) if image is not None else None
     sampling = Sampling(max_new_tokens=max_tokens, temperature=temperature, seed=secrets.randbits(63))
-    conversation = open_conversation(model, sampling)
+    conversation = Conversation(load(model), sampling)
     conversation.image = first
     if question is not None:
-        answer(conversation, question)
+        write_pieces(conversation.ask(question))
         return
     say(introduce(model, conversation.engine))
     say(f"{COMMANDS}.")
@@ -72,28 +72,20 @@ def run(model: Path, *, image: Path | None, question: str | None, max_tokens: in
         reply(conversation, line)
 
 
-def open_conversation(folder: Path, sampling: Sampling) -> Conversation:
-    """Loads a checkpoint to talk to. Raises: DataError, StrangerError."""
-    return Conversation(load(folder), sampling)
-
-
-def introduce(folder: Path, engine: Engine) -> str:
-    """One line about who is talking."""
+def introduce(name: str, engine: Engine) -> str:
+    """One line about who is talking. A model folder of the hub holds its language model, which has no other name."""
     config, rule = engine.config, engine.tokens.config.image
     num_parameters = sum(parameter.numel() for parameter in engine.model.parameters())
     pictures = (
         f"{rule.tokens_per_side**2} tokens a picture" if isinstance(rule, FixedConfig) else f"{rule.kind} pictures"
     )
     adapters = f" with LoRA of rank {config.lora.rank}" if config.lora else ""
+    is_whole = config.tower.weights == config.language
+    speaks = engine.model.language.config.model_type if is_whole else config.language.name
     return (
-        f"{folder}: {config.language.name}{adapters} sees through {config.tower.kind}, "
+        f"{name}: {speaks}{adapters} sees through {config.tower.kind}, "
         f"{pictures}, {num_parameters / 1e6:,.1f} M parameters"
     )
-
-
-def read_image(path: Path) -> Image:
-    """Reads a picture and looks at all of it. Raises: DataError that names the file."""
-    return image_of(path)
 
 
 def read_lines() -> Iterator[str]:
@@ -119,22 +111,8 @@ def reply(conversation: Conversation, line: str) -> None:
         elif command.startswith("/"):
             say(f"no command {command}: {COMMANDS}.")
         else:
-            answer(conversation, line)
+            write_pieces(conversation.ask(line))
     except DataError as error:
         say(f"error: {error}")
     except KeyboardInterrupt:
         say("\nstopped; that answer is forgotten")
-
-
-def answer(conversation: Conversation, question: str) -> None:
-    """Writes an answer to standard output as it is made."""
-    for piece in conversation.ask(question):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-
-
-def printable(text: str) -> str:
-    """Without control characters: a model can make escape sequences, which a terminal would obey."""
-    return "".join(character for character in text if character.isprintable() or character in "\n\t\ufffd")

@@ -67,8 +67,8 @@ class Engine:
     ) -> Any:
         """An Answer to a text or to chat messages; to a list of them a list of Answers, decoded `num_rows` at a time.
 
-        images, videos: shown before a text, each as inputs.image_of and video_of take them; for a list of texts one
-        sequence a text. system: what the system says first. sampling: fields of Sampling. string_probabilities:
+        images, videos: shown before a text, one or a list of what inputs.image_of and video_of take; for a list of
+        texts one such a text. system: what the system says first. sampling: fields of Sampling. string_probabilities:
         strings whose probabilities as the answer, among themselves, each Answer brings.
         Raises: DataError where an input cannot be used, ConfigError for sampling that makes no sense.
         """
@@ -135,12 +135,12 @@ class Engine:
         """What `answer` and `pieces` take. videos: sources, or (source, options). Raises: DataError."""
         rule = self.tokens.config.image
         if not isinstance(prompt, str):
-            if len(images) or len(videos) or system is not None:
+            if _listed(images) or _listed(videos) or system is not None:
                 raise DataError("messages bring their own pictures and system's words; give either them or a text.")
             parts = parts_of(prompt, rule)
         else:
-            shown: list[Image | Video] = [image_of(one) for one in images]
-            for one in videos:
+            shown: list[Image | Video] = [image_of(one) for one in _listed(images)]
+            for one in _listed(videos):
                 source, options = one if _has_options(one) else (one, None)
                 shown.append(video_of(source, options, rule))
             parts = [*([Text(system, "system")] if system is not None else []), *self.turn(prompt, shown)]
@@ -298,11 +298,20 @@ def _is_one(prompt: Any) -> bool:
 
 def _one_each(sources: Any, prompts: Any) -> list[Any]:
     """What is shown with each prompt. Raises: DataError where they are not as many."""
-    if not len(sources):
+    if sources is None or (isinstance(sources, list | tuple) and not sources):
         return [()] * len(prompts)
-    if len(sources) != len(prompts) or isinstance(sources, np.ndarray):
+    if not isinstance(sources, list | tuple):
+        raise DataError(f"{len(prompts)} prompts came with one source for all; give one list a prompt.")
+    if len(sources) != len(prompts):
         raise DataError(f"{len(prompts)} prompts came with pictures for {len(sources)}; give one list a prompt.")
-    return [one if isinstance(one, list | tuple) else () if one is None else (one,) for one in sources]
+    return [_listed(one) for one in sources]
+
+
+def _listed(sources: Any) -> Sequence[Any]:
+    """What is shown with one prompt: a list of sources, one source, or nothing."""
+    if sources is None:
+        return ()
+    return sources if isinstance(sources, list | tuple) and not _has_options(sources) else (sources,)
 
 
 def _has_options(video: Any) -> bool:

@@ -1,7 +1,6 @@
 """`rebus generate`: one question about pictures and videos, a file of them, or a benchmark of one."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rebus.errors import ConfigError
-from rebus.log import output, printable
+from rebus.log import output, write_pieces
 from rebus.model.decode_sampling import Sampling
 from rebus.server import benchmark
 from rebus.server.batch import Batch, answer_file, show_tally
@@ -56,7 +55,7 @@ def _check(asked: Asked) -> None:
         raise ConfigError("--batch brings its own questions, pictures and videos; leave the others out.")
     if (asked.batch is None) != (asked.out is None):
         raise ConfigError("--batch FILE.jsonl and --out FILE.jsonl go together.")
-    if asked.batch is None and asked.question is None and not asked.images and not asked.videos:
+    if asked.batch is None and not asked.question and not asked.images and not asked.videos:
         raise ConfigError("nothing is asked: give --question, --image, --video or --batch.")
 
 
@@ -67,11 +66,7 @@ def _run_one(engine: Engine, asked: Asked, request: Request) -> None:
             raise answer
         _print_json(asdict(answer))
         return
-    for piece in engine.pieces(request):
-        sys.stdout.write("\n".join(printable(line) for line in piece.split("\n")))
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    write_pieces(engine.pieces(request))
 
 
 def _run_batch(engine: Engine, asked: Asked, sampling: Sampling) -> int:

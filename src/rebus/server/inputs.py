@@ -67,7 +67,8 @@ def video_of(
         return video.read_video(_path_or_bytes(place, MAX_VIDEO_BYTES), options, native_rule, role)
     except ValueError as error:
         name = "a list of frames" if isinstance(source, list | tuple) else _name(cast(Source, source))
-        raise DataError(f"{name} cannot be used as a video: {error}.") from error
+        reason = str(error).removeprefix(f"{name}: ")
+        raise DataError(f"{name} cannot be used as a video: {reason}.") from error
 
 
 def parts_of(messages: Sequence[Message], rule: ImageConfig) -> list[Part]:
@@ -131,9 +132,14 @@ def _path_or_bytes(source: str | Path | bytes, most: int) -> Path | bytes:
     if isinstance(source, str) and text.startswith(("http://", "https://", "s3://", "gs://")):
         return _bounded(text, most)
     path = Path(urllib.parse.unquote(urllib.parse.urlsplit(text).path)) if text.startswith("file://") else Path(text)
-    if not path.expanduser().is_file():
-        raise DataError(f"no file at {path}.")
-    return path.expanduser()
+    path = path.expanduser()
+    try:
+        found = "a folder is" if path.is_dir() else "" if path.is_file() else "no file"
+    except OSError:  # a text too long for a path, such as base64 without the beginning of a data: URL
+        found = "no file"
+    if found:
+        raise DataError(f"{found} at {_name(str(path))}.")
+    return path
 
 
 def _bounded(place: str, most: int) -> bytes:
@@ -168,7 +174,8 @@ def _lossless(picture: PIL.Image.Image) -> bytes:
 
 
 def _pictured(array: np.ndarray) -> PIL.Image.Image:
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+    is_shaped = array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
+    if array.dtype != np.uint8 or not is_shaped:
         raise DataError(
             f"{_name(array)} is no picture: uint8 values 0..255 of shape [height, width], [height, width, 3] (RGB) or "
             "[height, width, 4] are."

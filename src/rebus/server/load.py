@@ -7,6 +7,7 @@ import torch
 
 from rebus.checkpoints.load import load_model
 from rebus.checkpoints.names import resolve
+from rebus.config import check_recipe
 from rebus.errors import ConfigError
 from rebus.log import say
 from rebus.model.families import VisionLanguageModel, merge_lora
@@ -37,6 +38,8 @@ def load(
     """
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = choose_dtype(dtype, place)
+    if template is not None:  # an unknown name is said before the weights are read
+        check_recipe(TokensConfig, {"tokenizer": ".", "template": template}, "rebus.load")
     model, settings = load_model(resolve(path_or_id), device=place, dtype=kind, template=template)
     config = model.config
     if config.lora is not None:
@@ -45,7 +48,7 @@ def load(
     if template is None and "template" not in settings:
         say("the model says nothing of a chat template: prompts are laid out as plain text. Name one with `template`.")
     wanted = {**settings, **({"template": template} if template else {})}
-    tokens = _with_pixels(TokensConfig.model_validate(wanted), min_pixels, max_pixels)
+    tokens = _with_pixels(check_recipe(TokensConfig, wanted, str(path_or_id)), min_pixels, max_pixels)
     model.image = tokens.image
     return Engine(model.requires_grad_(False), load_tokens(tokens), config)
 
@@ -57,9 +60,7 @@ def choose_dtype(wanted: str | torch.dtype | None, device: str) -> torch.dtype:
         if name not in DTYPES:
             raise ConfigError(f"dtype '{wanted}' is not known; there are auto, {', '.join(DTYPES)}.")
         wanted = DTYPES[name]
-    is_cuda = torch.device(device).type == "cuda"
-    if is_cuda and not torch.cuda.is_available():
-        raise ConfigError(f"device '{device}' was asked for, but torch finds no GPU. Use cpu, or see `rebus doctor`.")
+    is_cuda = _is_cuda(device)
     has_bf16 = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     if not isinstance(wanted, torch.dtype):
         return torch.float32 if not is_cuda else torch.bfloat16 if has_bf16 else torch.float16
@@ -67,6 +68,23 @@ def choose_dtype(wanted: str | torch.dtype | None, device: str) -> torch.dtype:
         say(f"{torch.cuda.get_device_name(device)} does not compute in bfloat16: float16 instead.")
         return torch.float16
     return wanted
+
+
+def _is_cuda(device: str) -> bool:
+    """Raises: ConfigError for a device that is not there."""
+    num_gpus = torch.cuda.device_count()
+    try:
+        place = torch.device(device)
+        if place.type != "cuda":
+            torch.empty(0, device=place)
+            return False
+        is_there = torch.cuda.is_available() and (place.index or 0) < max(1, num_gpus)
+    except (RuntimeError, AssertionError):  # the latter where torch was built without
+        is_there = False
+    if not is_there:
+        found = f"{num_gpus} GPU{'s'[: num_gpus != 1]}" if num_gpus else "no GPU"
+        raise ConfigError(f"device '{device}' cannot be used: torch finds {found}. Use cpu, or see `rebus doctor`.")
+    return True
 
 
 def _cast(model: VisionLanguageModel, dtype: torch.dtype) -> None:

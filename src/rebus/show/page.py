@@ -118,7 +118,8 @@ def _piece(piece: TokenView | SlotView, origin: int) -> str:
     if isinstance(piece, SlotView):
         span = f"{seen:,} to {seen + piece.num_tokens - 1:,}"
         picture = thumbnail(piece.data, THUMBNAIL_SIDE, f"{piece.about} pixels")
-        return f'<span class="slot">{picture}<small>{piece.num_tokens:,} tokens<br>{span}</small></span>'
+        kind = f"video, {piece.num_frames} frames<br>" if piece.num_frames else ""
+        return f'<span class="slot">{picture}<small>{kind}{piece.num_tokens:,} tokens<br>{span}</small></span>'
     tag = "b" if piece.trained else "i"
     text = escape(piece.text).replace("\n", "⏎\n") or "·"
     return f'<{tag} title="{seen} · {piece.id}">{text}</{tag}>'

@@ -23,7 +23,8 @@ def grid_tower(maps: "torch.nn.Module", num_tokens: int, width: int) -> "torch.n
             self.num_tokens, self.width = num_tokens, width
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            grid = self.maps(pixels.contiguous(memory_format=torch.channels_last))
+            weight = next(self.maps.parameters())
+            grid = self.maps(pixels.to(weight.dtype).contiguous(memory_format=torch.channels_last))
             return grid.flatten(2).transpose(1, 2)  # [B, h * w, width]
 
     return GridTower()

@@ -13,7 +13,7 @@ from rebus.batches.batch import Batch
 from rebus.batches.feed import Feed
 from rebus.batches.loader import iterate_batches
 from rebus.batches.order import num_steps_for
-from rebus.checkpoints.save import language_fingerprint, save_model
+from rebus.checkpoints.save import language_fingerprint, model_fingerprint, save_model
 from rebus.checkpoints.state import latest_state, prune_states, save_state
 from rebus.config import dump_recipe
 from rebus.errors import DataError
@@ -105,7 +105,7 @@ def describe(recipe: TrainRecipe) -> Manifest:
     """What this run makes, before it is made: everything that shapes the weights, nothing else."""
     inputs = {"plan": read_manifest(recipe.plan, "plan").fingerprint}
     if recipe.init is not None:
-        inputs["init"] = read_manifest(recipe.init, "checkpoint").fingerprint
+        inputs["init"] = model_fingerprint(recipe.init)
     if recipe.model is not None:
         inputs["language"] = language_fingerprint(recipe.model.language)
         inputs["tower"] = tower_fingerprint(recipe.model.tower)

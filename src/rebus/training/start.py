@@ -33,7 +33,7 @@ def open_start(recipe: TrainRecipe) -> tuple[Feed, VisionLanguageModel]:
     """
     feed = open_feed(recipe.plan, shard_cache=recipe.shard_cache, shard_cache_gb=recipe.shard_cache_gb)
     image = feed.plan.tokens.image
-    model = _open_model(recipe, image)
+    model = _open_model(recipe, image, feed.plan.tokens.template)
     if recipe.feature_cache is None:
         return feed, model
     if not isinstance(image, FixedConfig):
@@ -45,12 +45,12 @@ def open_start(recipe: TrainRecipe) -> tuple[Feed, VisionLanguageModel]:
     return replace(feed, preparation=Preparation(_reader(cache), shape, is_raw=False)), model
 
 
-def _open_model(recipe: TrainRecipe, image: ImageConfig) -> VisionLanguageModel:
+def _open_model(recipe: TrainRecipe, image: ImageConfig, template: str) -> VisionLanguageModel:
     if recipe.model is not None:
         config = recipe.model.model_copy(update={"lora": recipe.lora})
         return build(config, image, seed=recipe.seed)
     assert recipe.init is not None
-    model, _ = load_model(recipe.init, image=image)
+    model, _ = load_model(recipe.init, image=image, template=template)
     if recipe.lora is not None and model.config.lora is None:
         model.config = model.config.model_copy(update={"lora": recipe.lora})
         torch.manual_seed(recipe.seed)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rebus.checkpoints.layouts import llava_family
-from rebus.checkpoints.layouts.composition import Composition
 from rebus.checkpoints.layouts.folder import image_settings, model_type, read_json, to_bytes, to_unit, token_settings
+from rebus.checkpoints.layouts.settings import Composition
 from rebus.errors import DataError
 from rebus.model.families import VisionLanguageModel
 from rebus.pictures.config import CLIP_MEAN, CLIP_STD, FixedConfig, ResizeName

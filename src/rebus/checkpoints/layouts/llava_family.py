@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from rebus.checkpoints.layouts.folder import read_json, write_json
 from rebus.checkpoints.layouts.settings import (
+    hub_config,
     is_tied,
     language_refusal,
     num_blocks,
@@ -19,7 +19,7 @@ from rebus.checkpoints.layouts.settings import (
     vision_of,
 )
 from rebus.checkpoints.layouts.stored import tower_tensors, weight_files
-from rebus.checkpoints.layouts.vocabulary import num_rows, token_id
+from rebus.checkpoints.layouts.tokenizer import num_rows, token_id
 from rebus.errors import DataError
 from rebus.model.config import ModelConfig
 from rebus.model.families import VisionLanguageModel
@@ -68,7 +68,7 @@ def read_parts(folder: Path) -> tuple[Any, ModelConfig, dict[str, Any], dict[str
 
     Raises: DataError where the folder asks for what Rebus does not compute.
     """
-    settings: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    settings = hub_config(folder, "vision_config", "text_config")
     _check(settings, folder)
     vision, text = settings.vision_config.to_dict(), plain(settings.text_config.to_dict())
     text["tie_word_embeddings"] = settings.tie_word_embeddings

@@ -12,9 +12,8 @@ import torch
 
 from rebus.checkpoints import names
 from rebus.checkpoints.layouts import llava_family
-from rebus.checkpoints.layouts.composition import Composition
 from rebus.checkpoints.layouts.folder import read_json, token_settings, write_json
-from rebus.checkpoints.layouts.settings import old_form, vision_of
+from rebus.checkpoints.layouts.settings import Composition, old_form, vision_of
 from rebus.checkpoints.layouts.stored import Named, stored_names, stored_tensors, tensors_of, tower_tensors
 from rebus.errors import ConfigError, DataError
 from rebus.model.config import ModelConfig
@@ -230,7 +229,8 @@ def refusal(model: VisionLanguageModel) -> str | None:
 
 def unheld(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
     """What LLaVA's own code builds above the chosen layer, though nothing reads it."""
-    return llava_family.unheld(model) if model.config.tower.select_layer == -2 else {}
+    above = llava_family.unheld(model)
+    return above if llava_family.num_dead(above) == -1 - model.config.tower.select_layer else {}
 
 
 def write_configs(model: VisionLanguageModel, tokens: dict[str, Any], folder: Path) -> None:

@@ -12,9 +12,8 @@ import torch
 import yaml
 
 from rebus.checkpoints import names
-from rebus.checkpoints.layouts.composition import Composition
 from rebus.checkpoints.layouts.folder import read_json
-from rebus.checkpoints.layouts.settings import plain
+from rebus.checkpoints.layouts.settings import Composition, plain
 from rebus.checkpoints.layouts.stored import Named, load_tensors, stored_tensors, tower_tensors
 from rebus.checkpoints.layouts.timm_names import to_transformers
 from rebus.errors import ConfigError, DataError
@@ -56,7 +55,7 @@ def recognises(source: Path) -> bool:
     return {"vision_backbone_id", "llm_backbone_id", "arch_specifier"} <= set(model)
 
 
-def _run(source: Path) -> Path:
+def run_folder(source: Path) -> Path:
     """The folder of the run's config: a `.pt` lies beside it, or in `checkpoints/` below."""
     folders = [source] if source.is_dir() else [source.parent, source.parent.parent]
     found = [f for f in folders if (f / "config.json").is_file() or (f / "config.yaml").is_file()]
@@ -67,7 +66,7 @@ def _run(source: Path) -> Path:
 
 def _config(source: Path) -> dict[str, Any]:
     """The `model` section of the run's config."""
-    folder = _run(source)
+    folder = run_folder(source)
     body = read_json(folder / "config.json")
     if not isinstance(body.get("model"), dict) and (folder / "config.yaml").is_file():
         try:
@@ -225,13 +224,5 @@ def to_ours(name: str, tensor: torch.Tensor) -> list[Named]:
     return [(name, tensor)]
 
 
-def from_ours(name: str, tensor: torch.Tensor) -> list[Named]:
-    return []
-
-
 def refusal(model: VisionLanguageModel) -> str | None:
     return "Prismatic's files are read, not written"
-
-
-def write_configs(model: VisionLanguageModel, tokens: dict[str, Any], folder: Path) -> None:
-    """Never reached: `refusal` refuses every model."""

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from rebus.checkpoints.layouts.composition import Composition
 from rebus.checkpoints.layouts.folder import (
     has_chat_template,
     image_settings,
@@ -20,8 +18,16 @@ from rebus.checkpoints.layouts.folder import (
     video_settings,
     write_json,
 )
-from rebus.checkpoints.layouts.settings import is_tied, language_refusal, plain, text_of, vision_of
-from rebus.checkpoints.layouts.vocabulary import num_rows, token_id
+from rebus.checkpoints.layouts.settings import (
+    Composition,
+    hub_config,
+    is_tied,
+    language_refusal,
+    plain,
+    text_of,
+    vision_of,
+)
+from rebus.checkpoints.layouts.tokenizer import num_rows, token_id
 from rebus.errors import DataError
 from rebus.model.config import ModelConfig
 from rebus.model.families import VisionLanguageModel
@@ -46,7 +52,7 @@ def read(folder: Path, *, template: str | None = None) -> Composition:
     """template: how turns are written; None: the folder's own chat template, if it has one.
 
     Raises: DataError where the config asks for what Rebus does not compute."""
-    settings: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    settings = hub_config(folder, "vision_config")
     kind = settings.model_type
     text, section = _text(settings, folder)
     vision = settings.vision_config.to_dict()

@@ -1,6 +1,7 @@
-"""Configs of transformers 5 in the form that 4.40 to 5.17, vLLM and SGLang read, and what a model's parts are."""
+"""Configs as they are read, and in the form that transformers 4.40 to 5.17, vLLM and SGLang read; a model's parts."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import transformers
 
 from rebus.checkpoints.layouts.folder import read_json
 from rebus.errors import DataError
+from rebus.model.config import ModelConfig
 from rebus.model.families import VisionLanguageModel
+from rebus.pictures.config import ImageConfig
 
 NOISE = (
     "transformers_version",
@@ -29,6 +32,33 @@ NOISE = (
 
 NATIVE = ("qwen2_vl", "qwen2_5_vl")
 """Kinds of towers that take pictures in their own shape."""
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a foreign folder holds, in our terms.
+
+    vision, text: configs of tower and language model as transformers 5.17 takes them (`model_type` inside), as JSON
+    values. tokens: the TokensConfig that the weights were trained with, as JSON values; without `template` where the
+    folder does not say which.
+    """
+
+    model: ModelConfig
+    image: ImageConfig
+    vision: dict[str, Any]
+    text: dict[str, Any]
+    tokens: dict[str, Any]
+
+
+def hub_config(folder: Path, *sections: str) -> Any:
+    """transformers' config of a folder. sections: what its config.json must hold, or transformers would make one up.
+
+    Raises: DataError.
+    """
+    missing = set(sections) - set(read_json(folder / "config.json"))
+    if missing:
+        raise DataError(f"{folder / 'config.json'} has no {' and no '.join(sorted(missing))}. Fetch it again.")
+    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -83,8 +113,7 @@ def stored_vision(folder: Path) -> dict[str, Any]:
         raise DataError(f"no config.json at {folder}, which the vision tower comes from. Was it moved?")
     if "vision_config" not in body:
         return body
-    settings: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    return settings.vision_config.to_dict()
+    return hub_config(folder).vision_config.to_dict()
 
 
 def language_refusal(model: VisionLanguageModel) -> str | None:

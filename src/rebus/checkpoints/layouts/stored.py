@@ -1,5 +1,6 @@
 """Tensors as foreign folders store them, one at a time, by readers that cannot execute what they read."""
 
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,8 +101,9 @@ def load_tensors(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, EOFError, torch.serialization.pickle.UnpicklingError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} holds more than tensors, or is damaged, and is not read: {first}") from error
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        first = f"it names code, {code[1]}" if code else (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} holds more than tensors, or is damaged, and is not read: {first}.") from error
 
 
 def tower_tensors(folder: Path) -> Iterator[Named]:

@@ -1,4 +1,4 @@
-"""The tokenizer of an exported folder, and the special tokens that a layout needs in it."""
+"""The tokenizer of an exported folder, the special tokens that a layout needs in it, and its chat template."""
 
 import json
 import shutil
@@ -24,6 +24,17 @@ FILES = (
 )
 ROUNDED = 64
 """A vocabulary that grows is filled up to a multiple of it, as llava-hf's are: tensor cores like that."""
+TOKENIZERS_5 = ("backend", "is_local", "local_files_only")
+"""What transformers 5 writes into tokenizer_config.json for itself."""
+CHATML = (
+    "{% for message in messages %}<<system>><|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'video' %}<<video>>"
+    "{% else %}<<image>>{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SYSTEM = "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n<<words>><|im_end|>\n{% endif %}"
+"""The built-in `chatml` as Jinja, for folders whose tokenizer brings no chat template of its own."""
 
 
 def copy_tokenizer(source: Path, folder: Path, tokens: dict[str, Any]) -> None:
@@ -43,9 +54,17 @@ def copy_tokenizer(source: Path, folder: Path, tokens: dict[str, Any]) -> None:
         "model_max_length": tokens.get("max_tokens", 2048),
         "clean_up_tokenization_spaces": False,
     }
-    written = read_json(folder / "tokenizer_config.json")
-    if not written:
-        write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "tokenizer_config.json", _old_form(read_json(folder / "tokenizer_config.json")) or settings)
+
+
+def _old_form(written: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json as transformers 4 reads it too: version 5 has another class, and lists extra tokens."""
+    found = {name: value for name, value in written.items() if name not in TOKENIZERS_5}
+    if found.get("tokenizer_class") == "TokenizersBackend":
+        found["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(found.get("extra_special_tokens"), list):
+        found["additional_special_tokens"] = found.pop("extra_special_tokens")
+    return found
 
 
 def token_id(folder: Path, token: str) -> int:
@@ -100,3 +119,36 @@ def _add(folder: Path, name: str, number: int) -> None:
         write_json(folder / "tokenizer_config.json", settings)
     if (folder / "added_tokens.json").is_file():
         write_json(folder / "added_tokens.json", {**read_json(folder / "added_tokens.json"), name: number})
+
+
+def write_template(tokens: dict[str, Any], folder: Path, placeholders: dict[str, str]) -> None:
+    """chat_template.jinja, and the same in the two files that older transformers read. A processor's template knows
+    pictures, so it goes before the tokenizer's. placeholders: what stands for an `image` and a `video`; none: a layout
+    in which no token does."""
+    settings, file = read_json(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
+    sources = [read_json(folder / "chat_template.json"), settings]
+    found = [file.read_text(encoding="utf-8")] if file.is_file() else [_default(tree) for tree in sources]
+    built_in = chat_template(tokens.get("template", ""), placeholders, tokens.get("system")) if placeholders else None
+    template = next((text for text in [*found, built_in] if text), None)
+    if template is None:
+        say(f"the folder has no chat template: how '{tokens.get('template')}' writes turns is the reader's to know")
+        return
+    file.write_text(template, encoding="utf-8")
+    write_json(folder / "chat_template.json", {"chat_template": template})
+    write_json(folder / "tokenizer_config.json", {**settings, "chat_template": template})
+
+
+def _default(tree: dict[str, Any]) -> str | None:
+    """Of several templates in one file the one called `default`."""
+    found = tree.get("chat_template")
+    return {one["name"]: one["template"] for one in found}.get("default") if isinstance(found, list) else found
+
+
+def chat_template(name: str, placeholders: dict[str, str], system: str | None) -> str | None:
+    """The template of that name; None for those that have no Jinja here. placeholders: what stands for an `image` and a
+    `video`. system: what the system says where a conversation does not; None: nothing."""
+    if name != "chatml":
+        return None
+    written = CHATML.replace("<<system>>", SYSTEM.replace("<<words>>", system) if system else "")
+    video = placeholders.get("video", placeholders["image"])
+    return written.replace("<<image>>", placeholders["image"]).replace("<<video>>", video)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import Field
 
-from rebus.config import Config, apply_override, dump_recipe, load_recipe
+from rebus.config import Config, apply_override, check_recipe, dump_recipe, load_recipe
 from rebus.errors import ConfigError
 
 
@@ -69,3 +69,18 @@ def test_the_dumped_recipe_repeats_the_run(tmp_path):
     dump_recipe(recipe, tmp_path / "again.yaml")
     assert load_recipe(Outer, tmp_path / "again.yaml") == recipe
     assert yaml.safe_load((tmp_path / "again.yaml").read_text())["optimizer"] == {"learning_rate": 0.25}
+
+
+def test_kinds_of_a_section_are_told_apart_in_plain_words():
+    from rebus.tokens.config import TokensConfig
+
+    def message(image: dict) -> str:
+        with pytest.raises(ConfigError) as caught:
+            check_recipe(TokensConfig, {"tokenizer": "x", "image": image}, "r.yaml")
+        return str(caught.value)
+
+    assert "unknown key 'image.sise' (did you mean 'size'?)" in message({"kind": "anyres", "sise": 3})
+    assert "'image' is of no kind 'anyress' (did you mean 'anyres'?); there are fixed, anyres, native" in message(
+        {"kind": "anyress"}
+    )
+    assert "'image.size' = 'big': Input should be a valid integer" in message({"size": "big"})

@@ -49,7 +49,7 @@ def check_recipe(model: type[Recipe], tree: dict[str, Any], origin: str) -> Reci
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        rows = [_explain(model, row) for row in error.errors()]
+        rows = [_explain(model, tree, row) for row in error.errors()]
         raise ConfigError("\n".join([f"{origin} cannot be used:", *rows])) from error
 
 
@@ -85,15 +85,31 @@ def _scalar(text: str) -> Any:
     return value
 
 
-def _explain(model: type[BaseModel], row: Any) -> str:
-    location = [str(step) for step in row["loc"]]
+def _explain(model: type[BaseModel], tree: dict[str, Any], row: Any) -> str:
+    location = _as_written(tree, row["loc"])
     dotted = ".".join(location)
     if row["type"] == "extra_forbidden":
         return f"  unknown key '{dotted}'{nearest(location[-1], _known_keys(model, row['loc'][:-1]))}"
     if row["type"] == "missing":
         return f"  missing key '{dotted}'"
+    if row["type"] == "union_tag_invalid":
+        found, known = row["ctx"]["tag"], [tag.strip("' ") for tag in row["ctx"]["expected_tags"].split(",")]
+        return f"  '{dotted}' is of no kind '{found}'{nearest(found, known)}; there are {', '.join(known)}"
     message = row["msg"].removeprefix("Value error, ")
     return f"  '{dotted}' = {row.get('input')!r}: {message}" if dotted else f"  {message}"
+
+
+def _as_written(tree: Any, steps: tuple[Any, ...]) -> list[str]:
+    """The steps that the recipe has too: pydantic also names which member of a union it tried."""
+    written = []
+    for number, step in enumerate(steps):
+        is_there = step in tree if isinstance(tree, dict) else isinstance(tree, list) and isinstance(step, int)
+        if is_there:
+            tree = tree[step]
+        elif not (isinstance(tree, dict) and number == len(steps) - 1):  # what is missing is named last
+            continue
+        written.append(str(step))
+    return written
 
 
 def _known_keys(model: Any, location: tuple[Any, ...]) -> list[str]:

@@ -109,3 +109,13 @@ def test_a_model_that_swallows_keywords_is_refused():
     language = made("nemotron")
     with pytest.raises(ConfigError, match="not told where documents end"):
         packed_logits(language, torch.randint(3, 97, (41,)), BOUNDS)
+
+
+def test_a_rope_that_depends_on_the_longest_document_is_refused():
+    with pytest.raises(ConfigError, match="rope_type dynamic"):
+        made("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+
+
+def test_frequencies_that_do_not_share_out_are_refused():
+    with pytest.raises(ConfigError, match=r"mrope_section \(1, 1, 1\) shares out 3 frequencies, .* have 4"):
+        language_from({"model_type": "qwen2", **TINY}, CONFIG.model_copy(update={"mrope_section": (1, 1, 1)}))

@@ -214,7 +214,13 @@ def language_from(text: dict[str, Any], config: ModelConfig) -> Any:
 
 def _with_positions(language: Any, config: ModelConfig) -> Any:
     if config.mrope_section is not None:
-        language.model.rotary_emb = MultimodalRotary(language.model.rotary_emb, config.mrope_section)
+        plain, num_frequencies = language.model.rotary_emb, sum(config.mrope_section)
+        if len(plain.inv_freq) != num_frequencies:
+            raise ConfigError(
+                f"mrope_section {config.mrope_section} shares out {num_frequencies} frequencies, the heads of "
+                f"{config.language} have {len(plain.inv_freq)}."
+            )
+        language.model.rotary_emb = MultimodalRotary(plain, config.mrope_section)
     return language
 
 
@@ -236,6 +242,11 @@ def _refuse_unsupported(config: ModelConfig, settings: Any) -> None:
     for name in ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale"):
         if text.get(name) not in (None, 1.0):
             raise ConfigError(f"{config.language} has {name} = {text[name]}, which Rebus does not compute.")
+    if (text.get("rope_parameters") or {}).get("rope_type") == "dynamic":
+        raise ConfigError(
+            f"{config.language} turns by the longest position of a batch (rope_type dynamic), so one document of a "
+            "pack would change the others."
+        )
     language: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(settings), None)
     others = set(text.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     if language is None or not language._supports_attention_backend or language._is_stateful or others:

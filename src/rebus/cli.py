@@ -256,7 +256,7 @@ def export(
     shard_gb: Annotated[float, typer.Option(min=0.001, help="Most that one file holds, in 10^9 bytes.")] = 5.0,
     template: Annotated[str | None, typer.Option(help="How turns are written, where the folder does not say.")] = None,
 ) -> None:
-    """Write a checkpoint as a folder that plain transformers, vLLM and SGLang read, or say why none can hold it."""
+    """Write a checkpoint as a hub folder that plain transformers reads without Rebus, or say why none can hold it."""
     from rebus.checkpoints.export import run
 
     run(checkpoint, out, layout=layout, dtype=dtype, shard_bytes=int(shard_gb * 1e9), template=template)

@@ -1,4 +1,4 @@
-"""A model leaves as a hub folder that plain transformers, vLLM and SGLang read: adapters merged on a copy, statistics
+"""A model leaves as a hub folder that plain transformers reads: adapters merged on a copy, statistics
 folded into the connector, weights written shard by shard, the folder whole or not at all."""
 
 import shutil

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from rebus.packs.plan import Plan
+from rebus.pictures.config import NativeConfig
 from rebus.show.html import render_shell, thumbnail
 from rebus.show.plan import summarise
 from rebus.show.view import DocumentView, PackView, SlotView, TokenView
@@ -72,11 +73,14 @@ def render_page(plan: Plan, packs: Sequence[PackView], *, whole: bool = False) -
 
 def _key(plan: Plan) -> str:
     origin = "the pack" if plan.cross_document else "each document"
+    counted = f"positions from 0 in {origin}"
+    if isinstance(plan.tokens.image, NativeConfig):
+        counted = f"and from 0 in {origin}; the model turns by three other counts (time, height, width)"
     return (
         '<p class="key dim c0"><b>trained on</b> &nbsp; <i>context only</i> &nbsp; one colour a document, '
         "a dashed edge where it was cut, hatching where the pack is empty. "
-        f"Places count through the pack, positions from 0 in {origin}. "
-        "Point at a token for its position and id, at a picture for its size.</p>"
+        f"Places count through the pack, {counted}. "
+        "Point at a token for its place and id, at a picture for its size.</p>"
     )
 
 

@@ -27,8 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from machine import machine, measure_apart, most_held
 from rebus.log import show_table
-from rebus.model.attention import documents_of, packed_attention
-from rebus.model.positions import document_indices
+from rebus.model.attention import document_indices, documents_of, packed_attention
 
 SHAPES = {"smollm2": (9, 3, 64), "qwen2": (12, 2, 128)}
 """Heads, heads of keys and values, width of one."""

@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from rebus.checkpoints import names
 from rebus.model.families import VisionLanguageModel
-from rebus.model.positions import document_positions
-from tiny_models import save_tiny_llama
+from tiny_models import document_positions, save_tiny_llama
 
 SIZE, PATCH, WIDTH, HIDDEN = 45, 14, 16, 32  # as 384 and 14: three pixels at the edge belong to no patch
 HALF = names.Vision(

@@ -9,7 +9,6 @@ import torch
 
 from rebus.model.config import ModelConfig
 from rebus.model.families import VisionLanguageModel, build
-from rebus.model.positions import document_positions
 from rebus.pictures.config import FixedConfig
 from rebus.towers.config import TowerConfig
 
@@ -75,6 +74,13 @@ def random_document(length: int, starts: Sequence[int] = ()) -> Document:
     counts = (targets >= 0) & (torch.rand(length) < 0.5)
     counts[-1] = False
     return Document(ids, torch.where(counts, targets, -100), torch.randn(len(starts), 3, 32, 32), tuple(starts))
+
+
+def document_positions(bounds: torch.Tensor) -> torch.Tensor:
+    """bounds [D + 1] -> positions int64 [T], restarting at 0 with each document."""
+    bounds = bounds.long()
+    starts = torch.repeat_interleave(bounds[:-1], bounds.diff())
+    return torch.arange(int(bounds[-1]), device=bounds.device) - starts
 
 
 def pack(documents: Sequence[Document]) -> dict[str, torch.Tensor]:

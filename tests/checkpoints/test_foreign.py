@@ -15,8 +15,8 @@ from rebus.checkpoints.importing import run
 from rebus.checkpoints.layouts import original_llava
 from rebus.checkpoints.load import load_model
 from rebus.errors import ConfigError, DataError
-from rebus.model.positions import document_positions
 from tiny_foreign import HIDDEN, SIZE, Run, original_folder, ours, parts, tiny_names
+from tiny_models import document_positions
 
 __all__ = ["tiny_names"]
 pytestmark = pytest.mark.usefixtures("tiny_names")

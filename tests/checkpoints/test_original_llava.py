@@ -20,9 +20,9 @@ from rebus.checkpoints.layouts.original_files import (
 from rebus.errors import ConfigError, DataError
 from rebus.model.assemble import assemble, fill
 from rebus.model.families import VisionLanguageModel
-from rebus.model.positions import document_positions
 from rebus.pictures.config import AnyresConfig, FixedConfig
 from tiny_foreign import FIELDS, HIDDEN, NEWLINE, VISION, original_folder, original_state, parts, rounded
+from tiny_models import document_positions
 
 WIDTH, SIDE = HIDDEN, 3
 

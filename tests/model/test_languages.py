@@ -11,8 +11,8 @@ from rebus.errors import ConfigError
 from rebus.model.attention import documents_of
 from rebus.model.config import ModelConfig
 from rebus.model.families import language_from
-from rebus.model.positions import document_positions
 from rebus.towers.config import TowerConfig
+from tiny_models import document_positions
 
 CONFIG = ModelConfig(tower=TowerConfig(kind="tiny", image_size=32), language=Path("folder"))
 TINY = {

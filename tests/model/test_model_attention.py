@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rebus.model import attention, varlen
-from rebus.model.attention import documents_of, packed_attention, reference_attention
-from rebus.model.positions import document_indices, document_positions
+from rebus.model.attention import document_indices, documents_of, packed_attention, reference_attention
+from tiny_models import document_positions
 
 lengths_of_documents = st.lists(st.integers(0, 70), min_size=1, max_size=12).filter(any)
 

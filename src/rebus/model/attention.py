@@ -21,7 +21,6 @@ from transformers import AttentionInterface
 
 from rebus.errors import ConfigError
 from rebus.model import varlen
-from rebus.model.positions import document_indices
 
 PACKED = "rebus_packed"
 REFERENCE = "rebus_reference"
@@ -48,6 +47,12 @@ class Documents:
     home: torch.Tensor
     batches: tuple[tuple[int, int], ...]
     is_causal: bool = True
+
+
+def document_indices(bounds: torch.Tensor) -> torch.Tensor:
+    """bounds [D + 1] -> int64 [T]: which document each token belongs to."""
+    bounds = bounds.long()
+    return torch.repeat_interleave(torch.arange(len(bounds) - 1, device=bounds.device), bounds.diff())
 
 
 def documents_of(

@@ -10,10 +10,10 @@ from rebus.batches.feed import build_batch, open_feed
 from rebus.config import load_recipe
 from rebus.mesh import Mesh
 from rebus.model.families import build
-from rebus.training.config import TrainRecipe
+from rebus.training.config import TrainRecipe, TrainsConfig
 from rebus.training.loop import run
 from rebus.training.metrics import read_rows
-from rebus.training.optimizer import freeze_all_but
+from rebus.training.parts import freeze_all_but
 from rebus.training.step import train_step
 
 
@@ -23,7 +23,7 @@ def step_over(tiny_way, groups: list[tuple[int, ...]]):
     assert recipe.model is not None
     feed = open_feed(tiny_way.plan)
     model = build(recipe.model.model_copy(update={"lora": None}), feed.plan.tokens.image)
-    trainable = freeze_all_but(model, {"connector", "language"})
+    trainable = freeze_all_but(model, {"connector": TrainsConfig(lr=1e-3), "language": TrainsConfig(lr=1e-3)})
     optimizer = torch.optim.SGD(trainable.values(), lr=0.0)
     batches = [build_batch(feed, group) for group in groups]
     result = train_step(model, batches, optimizer, max_grad_norm=1e9, mesh=Mesh())

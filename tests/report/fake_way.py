@@ -190,7 +190,9 @@ def _write_checkpoint(folder: Path, inputs: dict[str, str], *, num_steps: int, l
         rate = lr * min(1, (step + 1) / 10) * (1 - step / num_steps)
         append_row(
             folder / "metrics.jsonl",
-            StepRow(step, step / num_steps, loss, 1.0, rate, 200, 50, 200 * (step + 1), 0.5, 0.01),
+            StepRow(
+                step, step / num_steps, loss, 1.0, rate, 200, 50, 40, 10, 10, 200 * (step + 1), 0.5, {"wait": 0.01}
+            ),
         )
     recipe = {"seed": 0, "steps": num_steps}
     return _finish(folder, Manifest("checkpoint", recipe, inputs), recipe)

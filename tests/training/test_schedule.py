@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rebus.errors import ConfigError
 from rebus.training.config import OptimizerConfig, ScheduleConfig, TrainsConfig
 from rebus.training.metrics import StepRow, append_row, read_rows, rewind
-from rebus.training.optimizer import build_optimizer, freeze_all_but, set_lr
+from rebus.training.optimizer import build_optimizer, set_lr
+from rebus.training.parts import freeze_all_but
 from rebus.training.schedule import lr_share
 
 
@@ -44,7 +45,7 @@ def tiny_parts() -> torch.nn.Module:
 def test_groups_follow_parts_and_spare_norms_and_biases():
     model = tiny_parts()
     trains = {"connector": TrainsConfig(lr=1e-2, weight_decay=0.1)}
-    trainable = freeze_all_but(model, set(trains))
+    trainable = freeze_all_but(model, trains)
     optimizer = build_optimizer(trainable, trains, OptimizerConfig())
     decayed, spared = optimizer.param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(3, 2)]
@@ -58,11 +59,11 @@ def test_groups_follow_parts_and_spare_norms_and_biases():
 
 def test_a_part_without_parameters_is_named():
     with pytest.raises(ConfigError, match=r"\['lora'\].*\['connector', 'language'\]"):
-        freeze_all_but(tiny_parts(), {"lora", "connector"})
+        freeze_all_but(tiny_parts(), {"lora": TrainsConfig(lr=1), "connector": TrainsConfig(lr=1)})
 
 
 def row(step: int) -> StepRow:
-    return StepRow(step, 0.1, 2.5, 1.0, 1e-3, 100, 40, 100 * (step + 1), 0.5, 0.0)
+    return StepRow(step, 0.1, 2.5, 1.0, 1e-3, 100, 40, 20, 4, 4, 100 * (step + 1), 0.5)
 
 
 def test_metrics_survive_a_kill_in_the_middle_of_a_line(tmp_path):

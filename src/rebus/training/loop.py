@@ -25,13 +25,8 @@ from rebus.towers.config import tower_fingerprint
 from rebus.training.config import TrainRecipe
 from rebus.training.damage import Quarantine, Tally, meet, open_quarantine, stop_above
 from rebus.training.metrics import StepRow, append_row, read_rows, rewind
-from rebus.training.optimizer import (
-    build_optimizer,
-    freeze_all_but,
-    optimizer_tensors,
-    restore_optimizer,
-    set_lr,
-)
+from rebus.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
+from rebus.training.parts import freeze_all_but
 from rebus.training.schedule import lr_share
 from rebus.training.start import open_start
 from rebus.training.step import train_step
@@ -118,7 +113,7 @@ def open_run(recipe: TrainRecipe, mesh: Mesh) -> Run:
         torch.set_num_threads(recipe.num_threads)
     torch.manual_seed(recipe.seed)
     feed, model = open_start(recipe)
-    trainable = freeze_all_but(model, set(recipe.trains))
+    trainable = freeze_all_but(model, recipe.trains)
     optimizer = build_optimizer(trainable, recipe.trains, recipe.optimizer)
     num_steps = recipe.steps or num_steps_for(
         recipe.epochs or 0, num_packs=feed.num_packs, packs_per_step=recipe.packs_per_step
@@ -186,9 +181,12 @@ def _one_step(this: Run, step: int, batches: list[Batch], tokens_total: int, wai
         lr=share * max(group["peak_lr"] for group in this.optimizer.param_groups),
         num_tokens=result.num_tokens,
         num_supervised=result.num_supervised,
+        num_visual=0,
+        num_documents=sum(batch.num_documents for batch in batches),
+        num_images=sum(batch.num_images for batch in batches),
         tokens_total=tokens_total + result.num_tokens,
-        step_seconds=time.monotonic() - started,
-        wait_seconds=wait_seconds,
+        step_seconds=time.monotonic() - started + wait_seconds,
+        phases={"wait": wait_seconds},
     )
 
 
@@ -246,7 +244,7 @@ def finish(this: Run, manifest: Manifest) -> None:
 
 def _close(this: Run, rows: list[StepRow]) -> None:
     tenth = max(len(rows) // 10, 1)
-    seconds = sum(row.step_seconds + row.wait_seconds for row in rows)
+    seconds = sum(row.step_seconds for row in rows)
     num_trainable = sum(parameter.numel() for parameter in this.trainable.values())
     show_table(
         f"trained {', '.join(this.recipe.trains)} for {this.num_steps:,} steps",

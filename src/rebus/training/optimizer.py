@@ -7,35 +7,7 @@ from torch import nn
 
 from rebus.errors import ConfigError
 from rebus.training.config import OptimizerConfig, Part, TrainsConfig
-
-
-def part_of(name: str) -> str:
-    """The part that a parameter belongs to, from its structural name: lora, connector, language or tower."""
-    if ".lora_" in name:
-        return "lora"
-    return name.split(".", 1)[0]
-
-
-def freeze_all_but(model: nn.Module, parts: set[str]) -> dict[str, nn.Parameter]:
-    """Sets requires_grad by part and returns the trainable parameters by name, in the model's order.
-
-    Raises: ConfigError where a named part has no parameter.
-    """
-    trainable = {}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in parts)
-        if parameter.requires_grad:
-            trainable[name] = parameter
-    missing = parts - {part_of(name) for name in trainable}
-    if missing:
-        found = sorted({part_of(name) for name, _ in model.named_parameters()})
-        raise ConfigError(f"`trains` names {sorted(missing)}, but the model's parts are {found}.")
-    return trainable
-
-
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight decay is for matrices alone: norms, biases and single vectors have none."""
-    return parameter.ndim > 1 and not name.endswith(".bias")
+from rebus.training.parts import decays, part_of
 
 
 def build_optimizer(
@@ -48,7 +20,9 @@ def build_optimizer(
 def _groups(trainable: dict[str, nn.Parameter], trains: Mapping[Part, TrainsConfig]) -> Iterator[dict]:
     for part, settings in trains.items():
         for decayed in (True, False):
-            members = [p for name, p in trainable.items() if part_of(name) == part and decays(name, p) == decayed]
+            members = [
+                p for name, p in trainable.items() if part_of(name, trains) == part and decays(name, p) == decayed
+            ]
             if members:
                 decay = settings.weight_decay if decayed else 0.0
                 yield {"params": members, "lr": settings.lr, "peak_lr": settings.lr, "weight_decay": decay}

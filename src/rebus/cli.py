@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from rebus.clock import clocked
-from rebus.errors import RebusError
+from rebus.errors import RebusError, Stopped
 from rebus.log import console, say
 
 if TYPE_CHECKING:
@@ -273,7 +273,8 @@ def report(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a verb. Exit status: 0 done, 1 an error that one message explains, 2 wrong usage, 130 Ctrl-C."""
+    """Runs a verb. Exit status: 0 done, 1 an error that one message explains, 2 wrong usage, 75 a stalled run that its
+    watchdog ended, 130 Ctrl-C, 143 SIGTERM (128 and the signal's number)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     if debug:  # accepted after the verb too, where people add it
@@ -286,6 +287,10 @@ def main(arguments: list[str] | None = None) -> None:
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = STOPPED
+    except Stopped as stopped:
+        if str(stopped):
+            say(str(stopped))
+        sys.exit(stopped.status)
     except Exception as error:
         if debug:
             raise

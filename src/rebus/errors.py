@@ -28,6 +28,14 @@ class SlotMismatchError(RebusError):
     """Image slots in the token ids and image features disagree in number."""
 
 
+class Stopped(RebusError):
+    """Told to stop, a run has saved what it had and ends with this exit status: 128 and the number of the signal."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Returns `` (did you mean 'x'?)`` for the candidate most like `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)

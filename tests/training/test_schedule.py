@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rebus.errors import ConfigError
 from rebus.training.config import OptimizerConfig, ScheduleConfig, TrainsConfig
 from rebus.training.metrics import StepRow, append_row, read_rows, rewind
-from rebus.training.optimizer import build_optimizer, set_lr
+from rebus.training.optimizer import build_optimizer, groups_of, set_lr
 from rebus.training.parts import freeze_all_but
 from rebus.training.schedule import lr_share
 
@@ -46,14 +46,14 @@ def test_groups_follow_parts_and_spare_norms_and_biases():
     model = tiny_parts()
     trains = {"connector": TrainsConfig(lr=1e-2, weight_decay=0.1)}
     trainable = freeze_all_but(model, trains)
-    optimizer = build_optimizer(trainable, trains, OptimizerConfig())
-    decayed, spared = optimizer.param_groups
+    optimizers = build_optimizer(trainable, trains, OptimizerConfig())
+    decayed, spared = groups_of(optimizers)
     assert [tuple(p.shape) for p in decayed["params"]] == [(3, 2)]
     assert decayed["weight_decay"] == 0.1
     assert spared["weight_decay"] == 0
     assert len(spared["params"]) == 3
     assert not model.language.weight.requires_grad
-    set_lr(optimizer, 0.5)
+    assert set_lr(optimizers, 0.5) == 5e-3
     assert decayed["lr"] == 5e-3
 
 

@@ -18,7 +18,7 @@ from rebus.records import Damage
 from rebus.tokens.config import TokensConfig
 from rebus.training import loop
 from rebus.training.config import TrainRecipe
-from rebus.training.damage import Tally, meet, open_quarantine, stop_above
+from rebus.training.damage import Tally, damages_of, open_quarantine, stop_above
 from rebus.training.loop import run
 from rebus.training.metrics import read_rows
 from tiny_samples import TinySample, tiny_picture, write_shards
@@ -47,7 +47,7 @@ def test_the_share_is_judged_from_a_hundred_documents_on(tally: tuple[int, int],
 def test_what_stands_for_an_empty_batch_is_no_document():
     blank = torch.zeros(1, dtype=torch.int64)
     batch = Batch(*[blank] * 7, uids=("", "a" * 32), keys=("", "k"), damage=(damage("x"),))
-    assert meet([batch], Mesh()) == (1, [damage("x")])
+    assert damages_of([batch], Mesh()) == [damage("x")]
 
 
 def test_a_damaged_document_is_listed_once_over_resumes(tmp_path: Path):

@@ -1,7 +1,7 @@
 """Opens the folders of others as they are: configs by their layout, weights streamed into a model made without memory.
 
-The host never holds more than the model and the pages of one file: every tensor is copied out of the mapped file and
-put in its place before the next is touched.
+The host never holds more than the model and the pages of one file: every tensor is copied out of the mapped file into
+its place before the next is touched.
 """
 
 import importlib
@@ -49,6 +49,18 @@ def layout_of(folder: Path) -> Any | None:
     return layout_module(found[0]) if found else None
 
 
+def known_layout(folder: Path) -> Any:
+    """Raises: DataError where no layout knows the folder."""
+    layout = layout_of(folder)
+    if layout is None:
+        kind = read_json(folder / "config.json").get("model_type", "folder without a model_type")
+        raise DataError(
+            f"{folder} is a {kind}; of vision-language models Rebus reads {', '.join(layout_names())}. "
+            "`rebus import --help` says what it converts."
+        )
+    return layout
+
+
 def open_hub(
     folder: Path,
     *,
@@ -63,14 +75,7 @@ def open_hub(
     Raises: DataError where no layout knows the folder, a tensor is missing, or nothing says the template.
     """
     folder = Path(folder)
-    layout = layout_of(folder)
-    if layout is None:
-        kind = read_json(folder / "config.json").get("model_type", "folder without a model_type")
-        raise DataError(
-            f"{folder} is a {kind}; of vision-language models Rebus reads {', '.join(layout_names())}. "
-            "`rebus import --help` says what it converts."
-        )
-    return open_as(layout, folder, dtype=dtype, device=device, image=image, template=template)
+    return open_as(known_layout(folder), folder, dtype=dtype, device=device, image=image, template=template)
 
 
 def open_as(
@@ -133,7 +138,7 @@ def stored_in(layout: Any, folder: Path, **elsewhere: Any) -> Iterator[Named]:
 def our_tensors(
     layout: Any, folder: Path, *, is_tied: bool = False, part: str = "", **elsewhere: Any
 ) -> Iterator[Named]:
-    """All tensors of a folder under our names, one at a time, each in memory of its own.
+    """All tensors of a folder under our names, one at a time, mapped from its files where the format allows.
 
     part: what their names begin with, such as `tower.`; none: all. is_tied: the output layer is the embeddings; where
     a folder stores it nevertheless, transformers ignores it.
@@ -141,7 +146,7 @@ def our_tensors(
     for name, tensor in stored_in(layout, folder, **elsewhere):
         for ours, value in layout.to_ours(name, tensor):
             if ours.startswith(part) and not (is_tied and ours == "language.lm_head.weight"):
-                yield ours, value.clone()
+                yield ours, value
 
 
 def fitting(model: VisionLanguageModel, tensors: Iterable[Named]) -> Iterator[Named]:

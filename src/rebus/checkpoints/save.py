@@ -1,17 +1,21 @@
 """Writes checkpoints: the folder that evals and the server read, and the states that training resumes from.
 
 A checkpoint names the tower and the language model that it stands on by fingerprint and carries what was trained:
-the connector, adapters, or the whole language model or tower where that was trained.
+the connector, adapters, or the whole language model or tower where that was trained. Of a model that is sharded over
+ranks every tensor is gathered by itself, so rank 0 holds no more than one file.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch.distributed.tensor import DTensor
 
 from rebus.checkpoints.hub import layout_of
 from rebus.checkpoints.layouts.settings import vision_of
@@ -34,38 +38,62 @@ from rebus.towers.config import tower_fingerprint
 ADAPTER_PREFIX = "base_model.model."
 """Stands before every name in peft's adapter files."""
 
+FILE_BYTES = 5_000_000_000
+"""Most that one file of weights holds, and so most that rank 0 gathers before it writes."""
+
+
+def is_writer() -> bool:
+    """Whether this process writes what all ranks save together: rank 0, or one alone."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
 
 def save_model(
-    model: VisionLanguageModel, tokens: dict[str, Any], folder: Path, inputs: dict[str, str] | None = None
+    model: VisionLanguageModel,
+    tokens: dict[str, Any],
+    folder: Path,
+    inputs: dict[str, str] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    file_bytes: int = FILE_BYTES,
 ) -> None:
     """Writes model.json, connector.safetensors, adapter/ or language/, tower/ if it was trained; the manifest last.
 
-    tokens: the TokensConfig as JSON values. inputs: name -> fingerprint of what the training read. Other files in
-    `folder` stay; while there is no manifest, no reader takes it for a checkpoint.
+    tokens: the TokensConfig as JSON values. inputs: name -> fingerprint of what the training read. dtype: of all that
+    is written; None: as the model holds it. Other files in `folder` stay; while there is no manifest, no reader takes
+    it for a checkpoint. Of a sharded model all ranks must call this; rank 0 writes, and is the last to return.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    if is_writer():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
     adapter, language = folder / "adapter", folder / "language"
     is_adapted = model.config.lora is not None
     is_tuned = not is_adapted and any(parameter.requires_grad for parameter in model.language.parameters())
-    write_tensors(folder / "connector.safetensors", model.connector.state_dict())
-    _save_tower(model, folder / "tower")
-    discard(adapter)
+    gather_file(folder / "connector.safetensors", model.connector.state_dict(), dtype)
+    _save_tower(model, folder / "tower", dtype, file_bytes)
+    if is_writer():
+        discard(adapter)
     if is_adapted:
-        _save_adapter(model, adapter)
-    if is_tuned or (language.is_dir() and language != model.config.language):
+        _save_adapter(model, adapter, dtype)
+    if is_writer() and (is_tuned or (language.is_dir() and language != model.config.language)):
         discard(language)
     if is_tuned:
-        _save_language(model, language)
-    home = language if is_tuned else model.config.language
+        _save_language(model, language, dtype, file_bytes)
+    if is_writer():
+        _declare(model, tokens, folder, inputs or {}, language if is_tuned else model.config.language)
+
+
+def _declare(
+    model: VisionLanguageModel, tokens: dict[str, Any], folder: Path, inputs: dict[str, str], home: Path
+) -> None:
+    """model.json and the manifest. home: of the language model."""
     base = base_fingerprints(model.config, home, with_tower=not model.trains_tower)
     parts = {"model": model.config.model_dump(mode="json"), "image": model.image.model_dump(mode="json")}
     body = {**parts, "tokens": tokens, "base": base}
     write_atomically(folder / "model.json", json.dumps(body, indent=2) + "\n")
-    own = [*sorted((folder / "tower").glob("*")), *sorted(adapter.glob("*"))]
+    own = [*sorted((folder / "tower").glob("*")), *sorted((folder / "adapter").glob("*"))]
     written = [folder / "connector.safetensors", *own]
     weights = {str(path.relative_to(folder)): file_fingerprint(path) for path in written}
-    write_manifest(folder, Manifest("checkpoint", {**body, "weights": weights}, inputs or {}))
+    write_manifest(folder, Manifest("checkpoint", {**body, "weights": weights}, inputs))
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -96,37 +124,110 @@ def base_fingerprints(config: ModelConfig, language: Path, *, with_tower: bool) 
     return base
 
 
-def _save_tower(model: VisionLanguageModel, folder: Path) -> None:
+def _save_tower(model: VisionLanguageModel, folder: Path, dtype: torch.dtype | None, file_bytes: int) -> None:
     """A trained tower's tensors, and its config where the hub has one; what an earlier save left goes."""
-    vision = vision_of(model) if model.trains_tower else None
-    if model.trains_tower or folder != model.config.tower.weights:
+    if is_writer() and (model.trains_tower or folder != model.config.tower.weights):
+        vision = vision_of(model) if model.trains_tower else None  # read first: it may lie in this very folder
         discard(folder)
+        if vision is not None:
+            write_atomically(folder / "config.json", json.dumps(vision, indent=2) + "\n")
     if model.trains_tower:
-        folder.mkdir()
-        write_tensors(folder / "model.safetensors", model.tower.state_dict())
-    if vision is not None:
-        write_atomically(folder / "config.json", json.dumps(vision, indent=2) + "\n")
+        gather_folder(folder, model.tower.state_dict(), dtype, file_bytes)
 
 
-def _save_adapter(model: VisionLanguageModel, folder: Path) -> None:
+def _save_adapter(model: VisionLanguageModel, folder: Path, dtype: torch.dtype | None) -> None:
     """peft's layout: PeftModel.from_pretrained(base, folder) reads it without Rebus."""
     import peft
 
-    folder.mkdir()
     tensors = peft.get_peft_model_state_dict(model.language)
-    write_tensors(folder / "adapter_model.safetensors", {ADAPTER_PREFIX + name: t for name, t in tensors.items()})
+    named = {ADAPTER_PREFIX + name: tensor for name, tensor in tensors.items()}
+    gather_file(folder / "adapter_model.safetensors", named, dtype)
+    if not is_writer():
+        return
     settings = model.language.peft_config["default"].to_dict()
     settings["base_model_name_or_path"] = str(model.config.language)
     text = json.dumps(settings, indent=2, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
     write_atomically(folder / "adapter_config.json", text + "\n")
 
 
-def _save_language(model: VisionLanguageModel, folder: Path) -> None:
+def _save_language(model: VisionLanguageModel, folder: Path, dtype: torch.dtype | None, file_bytes: int) -> None:
     """A hub folder: what was trained, and the tokenizer beside it as it was."""
-    model.language.save_pretrained(folder)
+    language = model.language
+    tensors = _as_stored(language)
+    dtype = dtype or _widest(tensors)
+    gather_folder(folder, tensors, dtype, file_bytes)
+    if not is_writer():
+        return
+    language.config.dtype = str(dtype).removeprefix("torch.")
+    language.config.architectures = [type(language).__name__.removeprefix("FSDP")]  # FSDP2 renames classes
+    language.config.save_pretrained(folder)
+    language.generation_config.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
         if (model.config.language / name).is_file():
             shutil.copy(model.config.language / name, folder / name)
+
+
+def _as_stored(language: Any) -> dict[str, torch.Tensor]:
+    """Its tensors as transformers stores them: tied ones once; where it holds them in another form than it stores
+    (experts in one tensor), the whole model has to be gathered for that."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import revert_weight_conversion
+
+    first = {name for name, _ in language.named_parameters()}
+    again = {name for name, _ in language.named_parameters(remove_duplicate=False)} - first
+    tensors = {name: tensor for name, tensor in language.state_dict().items() if name not in again}
+    if not get_model_conversion_mapping(language, add_legacy=False):
+        return tensors
+    found: dict[str, torch.Tensor] = revert_weight_conversion(
+        language, {name: _whole(tensor) for name, tensor in tensors.items()}
+    )
+    return found
+
+
+def _widest(tensors: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """One dtype that holds them all: beside weights that train in fp32, frozen ones may lie in bf16."""
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32)
+
+
+def gather_folder(
+    folder: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None, file_bytes: int = FILE_BYTES
+) -> None:
+    """model.safetensors in a folder, or several files and their index, as transformers reads them. A collective where
+    tensors are sharded."""
+    dtype = dtype or _widest(tensors)
+    shapes = {name: _shape(tensor, dtype) for name, tensor in tensors.items()}
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size=file_bytes)
+    for file, names in split.filename_to_tensors.items():
+        gather_file(folder / file, {name: tensors[name] for name in names}, dtype)
+    if split.is_sharded and is_writer():
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_atomically(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+
+
+def _shape(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    kind = dtype if tensor.is_floating_point() else tensor.dtype
+    return torch.empty(tensor.shape, dtype=kind, device="meta")
+
+
+def gather_file(path: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
+    """One .safetensors file. A collective where tensors are sharded: each is whole on all ranks for a moment, and stays
+    so on rank 0, in the host's memory, until it is written. dtype: of what is no integer; None: its own."""
+    held = {}
+    for name, tensor in tensors.items():
+        whole = _whole(tensor)
+        if is_writer():
+            held[name] = whole.to("cpu", dtype if whole.is_floating_point() else None)
+        del whole
+    if is_writer():
+        path.parent.mkdir(exist_ok=True)
+        write_tensors(path, held)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    return tensor.detach().to(tensor.device_mesh.device_type).full_tensor()  # rows may be offloaded to the host
 
 
 def refuse_filled(folder: Path) -> None:
@@ -135,8 +236,11 @@ def refuse_filled(folder: Path) -> None:
         raise DataError(f"{folder} exists and is not empty. Name another folder, or remove it first.")
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes a .safetensors file whole or not at all; tensors that share memory are written each in full."""
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a .safetensors file whole or not at all; tensors that share memory are written each in full.
+
+    metadata: goes into the file's header beside its format.
+    """
     seen: set[int] = set()
     plain = {}
     for name, tensor in tensors.items():
@@ -145,7 +249,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         seen.add(tensor.data_ptr())
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        safetensors.torch.save_file(plain, temporary, metadata={"format": "pt"})
+        safetensors.torch.save_file(plain, temporary, metadata={"format": "pt", **(metadata or {})})
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # safetensors makes files that only their owner may read

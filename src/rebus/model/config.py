@@ -1,6 +1,7 @@
 """What a vision-language model is made of. Light: pydantic alone."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -10,16 +11,27 @@ from rebus.towers.config import TowerConfig
 IMAGE_ID = -1
 """Stands in `ids` where an image's tokens go; in no vocabulary, so a slot never merged is an error at once."""
 
-LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 
 class LoraConfig(Config):
-    """Low-rank adapters on the language model's linear layers (Hu et al., 2021). alpha / rank scales them."""
+    """Low-rank adapters on linear layers (LoRA, Hu et al. 2021), scaled by alpha / rank (rslora: alpha / sqrt(rank),
+    Kalajdzievski 2023).
+
+    targets: a kind, `attention`, `mlp` or `all_linear` (of each block; never the output head), or a list of kinds and
+    names of modules. on: which part of the model has them.
+    quantise: holds the frozen language model's linear layers in 4 or 8 bits (QLoRA, Dettmers et al. 2023; needs
+    bitsandbytes, extra `qlora`). double_quantise: of 4 bits, the scales as well. compute: dtype of the products with
+    4-bit weights; None: that of the activations.
+    """
 
     rank: int = Field(default=16, ge=1)
     alpha: float = 32.0
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    targets: tuple[str, ...] = LLAMA_LINEARS
+    rslora: bool = False
+    targets: str | tuple[str, ...] = Field(default="all_linear", min_length=1)
+    on: Literal["language", "tower", "both"] = "language"
+    quantise: Literal["nf4", "fp4", "int8"] | None = None
+    double_quantise: bool = True
+    compute: Literal["fp32", "bf16", "fp16"] | None = None
 
 
 class ModelConfig(Config):

@@ -8,6 +8,7 @@ from torch import nn
 
 from rebus.errors import ConfigError, DataError
 from rebus.model import attention
+from rebus.model.adapters import add_lora
 from rebus.model.config import ModelConfig
 from rebus.model.connector import build_connector
 from rebus.model.loss import token_loss
@@ -175,9 +176,10 @@ def build(config: ModelConfig, image: ImageConfig, *, device: str = "cpu", seed:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         connector = build_connector(config, image, tower, language.config.get_text_config().hidden_size)
+        model = VisionLanguageModel(config, image, tower, connector, language)
         if config.lora is not None:
-            add_lora(language, config)
-    return VisionLanguageModel(config, image, tower, connector, language).to(device)
+            add_lora(model, config.lora)
+    return model.to(device)
 
 
 def load_language(config: ModelConfig) -> Any:
@@ -193,9 +195,15 @@ def load_language(config: ModelConfig) -> Any:
     settings = transformers.AutoConfig.from_pretrained(config.language, local_files_only=True)
     _refuse_unsupported(config, settings)
     transformers.utils.logging.disable_progress_bar()
-    language = transformers.AutoModelForCausalLM.from_pretrained(
-        config.language, dtype=torch.float32, attn_implementation=attention.PACKED, local_files_only=True
+    language, found = transformers.AutoModelForCausalLM.from_pretrained(
+        config.language,
+        dtype=torch.float32,
+        attn_implementation=attention.PACKED,
+        local_files_only=True,
+        output_loading_info=True,
     )
+    if missing := found["missing_keys"]:  # transformers would leave them random
+        raise DataError(f"{config.language} lacks {len(missing)} tensors, such as '{min(missing)}'. Fetch it again.")
     return _with_positions(language, config)
 
 
@@ -256,30 +264,3 @@ def _refuse_unsupported(config: ModelConfig, settings: Any) -> None:
             "transformers lets others compute, so documents of a pack would reach one another. "
             "Take another, such as a Llama, Qwen, Mistral or Phi-3."
         )
-
-
-def add_lora(language: nn.Module, config: ModelConfig) -> None:
-    """Puts adapters on the language model's linear layers, in place, and freezes the rest of it (peft)."""
-    import peft
-
-    assert config.lora is not None
-    lora = config.lora
-    wanted = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        task_type="CAUSAL_LM",
-    )
-    peft.inject_adapter_in_model(wanted, language)
-
-
-def merge_lora(model: VisionLanguageModel) -> None:
-    """Adds the adapters into the weights and takes them off: same outputs, plain modules, no way back."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in list(model.language.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
-            model.language.set_submodule(name, module.get_base_layer())
-    model.config = model.config.model_copy(update={"lora": None})

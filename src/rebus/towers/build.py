@@ -1,5 +1,6 @@
 """One way to any encoder by its config."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rebus.errors import ConfigError
@@ -11,27 +12,28 @@ if TYPE_CHECKING:
     import torch
 
 
-def build_tower(config: TowerConfig, device: str = "cpu") -> "torch.nn.Module":
-    """The encoder in eval mode, its parameters frozen, on `device`.
+def build_tower(config: TowerConfig, device: str = "cpu", *, with_weights: bool = True) -> "torch.nn.Module":
+    """The encoder in eval mode, its parameters frozen, on `device`. with_weights: False takes random ones where an
+    efficientnet_lite0's are not there yet: its shapes are known.
 
     Raises: ConfigError or DataError where a package or the weights are missing, or the image size does not fit.
     """
     if config.kind in ("qwen2_vl", "qwen2_5_vl"):
         raise ConfigError(f"a tower of kind '{config.kind}' comes with a whole checkpoint: load that.")
     builders = {
-        "efficientnet_lite0": build_efficientnet,
+        "efficientnet_lite0": partial(build_efficientnet, with_weights=with_weights),
         "transformers": build_transformers,
-        "fused": _build_fused,
+        "fused": partial(_build_fused, with_weights=with_weights),
         "tiny": _build_tiny,
     }
     tower = builders[config.kind](config)
     return tower.eval().requires_grad_(False).to(device)
 
 
-def _build_fused(config: TowerConfig) -> "torch.nn.Module":
+def _build_fused(config: TowerConfig, *, with_weights: bool) -> "torch.nn.Module":
     from rebus.towers.fused import FusedTower
 
-    return FusedTower(config, [build_tower(part) for part in config.parts])
+    return FusedTower(config, [build_tower(part, with_weights=with_weights) for part in config.parts])
 
 
 def _build_tiny(config: TowerConfig) -> "torch.nn.Module":

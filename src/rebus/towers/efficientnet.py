@@ -30,11 +30,11 @@ def grid_tower(maps: "torch.nn.Module", num_tokens: int, width: int) -> "torch.n
     return GridTower()
 
 
-def build_efficientnet(config: TowerConfig) -> "torch.nn.Module":
+def build_efficientnet(config: TowerConfig, *, with_weights: bool = True) -> "torch.nn.Module":
     """EfficientNet-Lite0 (TensorFlow's mobile variant, ReLU6, no squeeze-excite): 1280 x 7 x 7 at 224 pixels."""
     import safetensors.torch
 
-    weights = single_file(required_weights(config))
+    weights = single_file(required_weights(config)) if with_weights else None
     if importlib.util.find_spec("efficientnet_lite_pytorch") is None:
         raise ConfigError(
             "tower 'efficientnet_lite0' needs a package: pip install --no-deps efficientnet-lite-pytorch==0.1.0"
@@ -44,7 +44,8 @@ def build_efficientnet(config: TowerConfig) -> "torch.nn.Module":
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0", image_size=config.image_size)
-    network.load_state_dict(safetensors.torch.load_file(weights))
+    if weights is not None:
+        network.load_state_dict(safetensors.torch.load_file(weights))
     maps = _folded(network.eval())
     return grid_tower(maps, num_tokens=(config.image_size // 32) ** 2, width=1280)
 

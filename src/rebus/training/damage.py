@@ -37,12 +37,10 @@ class Tally:
         return Tally(self.num_documents + num_whole + len(damages), dict(reasons))
 
 
-def meet(batches: Sequence[Batch], mesh: Mesh) -> tuple[int, list[Damage]]:
-    """Of one step, over all ranks, the same on each: the number of whole documents, and the damaged ones."""
-    num_whole = sum(bool(uid) for batch in batches for uid in batch.uids)
-    damages = [damage for batch in batches for damage in batch.damage]
-    found = [json.loads(text) for text in _gather([num_whole, *map(asdict, damages)], mesh)]
-    return sum(one[0] for one in found), [Damage(**damage) for one in found for damage in one[1:]]
+def damages_of(batches: Sequence[Batch], mesh: Mesh) -> list[Damage]:
+    """The damaged documents of one step over all ranks, the same on each. A collective."""
+    mine = [asdict(damage) for batch in batches for damage in batch.damage]
+    return [Damage(**damage) for text in _gather(mine, mesh) for damage in json.loads(text)]
 
 
 def stop_above(share: float, tally: Tally, quarantine: Path) -> None:

@@ -75,3 +75,13 @@ def _lies_behind(name: str, first: int | None) -> bool:
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Weight decay is for matrices alone: norms, biases and single vectors have none."""
     return parameter.ndim > 1 and not name.endswith(".bias")
+
+
+def by_part(
+    trainable: Mapping[str, nn.Parameter], trains: Mapping[Part, TrainsConfig]
+) -> dict[str, list[nn.Parameter]]:
+    """The parameters that learn, listed by part."""
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in trainable.items():
+        parts.setdefault(part_of(name, trains), []).append(parameter)
+    return parts

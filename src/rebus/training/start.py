@@ -1,113 +1,150 @@
-"""Where a run starts: its plan opened, its model built or loaded, and what a frozen tower makes of the pictures
-computed once, before the first step."""
+"""Where a run starts: its plan opened, its model built, spread over the ranks and filled, its optimizer made."""
 
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from rebus.batches.feed import Feed, Preparation, open_feed, plan_images
-from rebus.checkpoints.load import load_model
-from rebus.errors import ConfigError
-from rebus.log import track
-from rebus.model.connector import pool
-from rebus.model.families import VisionLanguageModel, add_lora, build
-from rebus.pictures.config import FixedConfig, ImageConfig
-from rebus.pictures.prepare import Prepared, prepare_image
-from rebus.records import Image
-from rebus.towers.cache import FeatureCache, encode_cached
+from rebus.batches.feed import Feed, open_feed
+from rebus.batches.loader import check_division
+from rebus.batches.order import num_steps_for
+from rebus.checkpoints.save import language_fingerprint, model_fingerprint
+from rebus.checkpoints.state import StateWriter
+from rebus.fingerprint import Manifest, read_manifest
+from rebus.mesh import Mesh
+from rebus.model.families import VisionLanguageModel
 from rebus.towers.config import tower_fingerprint
 from rebus.training.config import TrainRecipe
+from rebus.training.ema import start_average
+from rebus.training.features import cached
+from rebus.training.flops import Flops, flops_of
+from rebus.training.optimizer import Optimizers, build_optimizer
+from rebus.training.parallel import distribute
+from rebus.training.parts import by_part, freeze_all_but
+from rebus.training.timing import Stopwatch
 
-CHUNK = 32
+FORMAT = 3
+"""Part of what makes a run: count it up when the same recipe trains on other batches or in another order."""
+
+NOT_SHAPING = {
+    *("out", "plan", "init", "feature_cache", "shard_cache", "shard_cache_gb", "save_every", "keep_states"),
+    *("num_threads", "num_workers", "prefetch", "max_bad_share", "parallel", "activations", "compile", "async_save"),
+    *("hub_folder", "stall_seconds", "heldout", "evals", "trackers", "project", "expected", "device"),
+}
+"""What a recipe may change about a run that goes on: it changes no weight, but for the last digits."""
 
 
-def open_start(recipe: TrainRecipe) -> tuple[Feed, VisionLanguageModel]:
-    """The plan and the model of a recipe, as they are before step 0.
+@dataclass(frozen=True)
+class Run:
+    """What stays the same over a run's steps. parts: what learns, by part; average: of the weights, where asked for."""
+
+    recipe: TrainRecipe
+    mesh: Mesh
+    device: str
+    feed: Feed
+    model: VisionLanguageModel
+    trainable: dict[str, torch.nn.Parameter]
+    parts: dict[str, list[torch.nn.Parameter]]
+    optimizers: Optimizers
+    average: dict[str, torch.Tensor]
+    num_steps: int
+    flops: Flops
+    peak_flops: float | None
+    writer: StateWriter
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def states(self) -> Path:
+        return self.recipe.out / "states"
+
+    @property
+    def metrics(self) -> Path:
+        return self.recipe.out / "metrics.jsonl"
+
+    @property
+    def skipped(self) -> Path:
+        return self.recipe.out / "skipped.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.recipe.out / "quarantine.jsonl"
+
+
+def describe(recipe: TrainRecipe) -> Manifest:
+    """What this run makes, before it is made: everything that shapes the weights, nothing else."""
+    inputs = {"plan": read_manifest(recipe.plan, "plan").fingerprint}
+    if recipe.init is not None:
+        inputs["init"] = model_fingerprint(recipe.init)
+    if recipe.model is not None:
+        inputs["language"] = language_fingerprint(recipe.model.language)
+        inputs["tower"] = tower_fingerprint(recipe.model.tower)
+    return Manifest("checkpoint", {"format": FORMAT, **recipe.model_dump(mode="json", exclude=NOT_SHAPING)}, inputs)
+
+
+def open_run(recipe: TrainRecipe, mesh: Mesh) -> Run:
+    """Plan, model and optimizer, ready for step 0."""
+    check_division(recipe.packs_per_step, recipe.packs_per_batch, mesh)
+    if recipe.num_threads is not None:
+        torch.set_num_threads(recipe.num_threads)
+    device = mesh.device(recipe.device)
+    feed = open_feed(recipe.plan, shard_cache=recipe.shard_cache, shard_cache_gb=recipe.shard_cache_gb)
+    model, trainable, flops = open_model(recipe, feed, mesh, device)
+    if recipe.feature_cache is not None:
+        standardise = recipe.standardise_features and recipe.model is not None
+        feed = cached(feed, model, recipe.feature_cache, standardise=standardise)
+    return Run(
+        recipe=recipe,
+        mesh=mesh,
+        device=device,
+        feed=feed,
+        model=model.train(),
+        trainable=trainable,
+        parts=by_part(trainable, recipe.trains),
+        optimizers=build_optimizer(trainable, recipe.trains, recipe.optimizer),
+        average=start_average(trainable) if recipe.ema is not None else {},
+        num_steps=num_steps_of(recipe, feed),
+        flops=flops,
+        peak_flops=None,
+        writer=StateWriter(recipe.out / "states", mesh, keep=recipe.keep_states, is_async=recipe.async_save),
+        watch=Stopwatch(device),
+    )
+
+
+def num_steps_of(recipe: TrainRecipe, feed: Feed) -> int:
+    """As given, or what sees every pack of the plan so many times."""
+    return recipe.steps or num_steps_for(
+        recipe.epochs or 0, num_packs=feed.num_packs, packs_per_step=recipe.packs_per_step
+    )
+
+
+def open_model(
+    recipe: TrainRecipe, feed: Feed, mesh: Mesh, device: str
+) -> tuple[VisionLanguageModel, dict[str, torch.nn.Parameter], Flops]:
+    """The model spread over the ranks with its weights, what of it learns by name, and what its steps cost.
 
     The plan's image rule is the model's: a checkpoint may go on with another number of tokens or pixels.
     Raises: ConfigError where the model cannot follow it.
     """
-    feed = open_feed(recipe.plan, shard_cache=recipe.shard_cache, shard_cache_gb=recipe.shard_cache_gb)
-    image = feed.plan.tokens.image
-    model = _open_model(recipe, image, feed.plan.tokens.template)
-    if recipe.feature_cache is None:
-        return feed, model
-    if not isinstance(image, FixedConfig):
-        raise ConfigError(f"feature_cache keeps features of square pictures; the plan's are of kind '{image.kind}'.")
-    cache = open_cache(recipe.feature_cache, model, image)
-    statistics = recipe.standardise_features and recipe.model is not None
-    fill_cache(feed, model, image, cache, standardise=statistics)
-    shape = (model.tower.num_tokens, model.tower.width)
-    return replace(feed, preparation=Preparation(_reader(cache), shape, is_raw=False)), model
+    torch.manual_seed(recipe.seed)
+    model = _built(recipe, feed)
+    trainable = freeze_all_but(model, recipe.trains)
+    flops = flops_of(model, recipe.activations)
+    distribute(model, recipe, mesh)
+    model.to(device)
+    return model, {name: p for name, p in model.named_parameters() if name in trainable}, flops
 
 
-def _open_model(recipe: TrainRecipe, image: ImageConfig, template: str) -> VisionLanguageModel:
+def _built(recipe: TrainRecipe, feed: Feed) -> VisionLanguageModel:
+    from rebus.checkpoints.load import load_model
+    from rebus.model.families import add_lora, build
+
     if recipe.model is not None:
         config = recipe.model.model_copy(update={"lora": recipe.lora})
-        return build(config, image, seed=recipe.seed)
+        return build(config, feed.plan.tokens.image, seed=recipe.seed)
     assert recipe.init is not None
-    model, _ = load_model(recipe.init, image=image, template=template)
+    model, _ = load_model(recipe.init, image=feed.plan.tokens.image, template=feed.plan.tokens.template)
     if recipe.lora is not None and model.config.lora is None:
         model.config = model.config.model_copy(update={"lora": recipe.lora})
         torch.manual_seed(recipe.seed)
         add_lora(model.language, model.config)
     return model
-
-
-def open_cache(folder: Path, model: VisionLanguageModel, image: FixedConfig) -> FeatureCache:
-    """The cache of what this model's tower makes of pictures prepared by this rule."""
-    return FeatureCache(folder, tower_fingerprint(model.config.tower), image.fingerprint)
-
-
-def fill_cache(
-    feed: Feed, model: VisionLanguageModel, rule: FixedConfig, cache: FeatureCache, *, standardise: bool
-) -> None:
-    """Runs the frozen tower once over every picture of the plan; what the cache has already is only read.
-
-    standardise: gives the connector the mean and standard deviation of every channel over the plan's pictures.
-    """
-    width = model.connector.feature_width
-    count, total, squares = 0, np.zeros(width), np.zeros(width)
-    images = iter(track(plan_images(feed), "encoding pictures", total=feed.plan.num_images))
-    while chunk := list(islice(images, CHUNK)):
-        features = _encode(model, rule, cache, [image.data for image in chunk if image.data is not None])
-        if standardise and len(features):
-            pooled = pool(torch.from_numpy(features), rule.tokens_per_side).double().numpy().reshape(-1, width)
-            count += len(pooled)
-            total += pooled.sum(axis=0)
-            squares += np.square(pooled).sum(axis=0)
-    if standardise and count:
-        mean = total / count
-        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-        model.connector.set_statistics(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
-
-
-def _encode(model: VisionLanguageModel, rule: FixedConfig, cache: FeatureCache, pictures: list[bytes]) -> np.ndarray:
-    """Features of a chunk; a picture that cannot be decoded is left to the loader, which lists it."""
-
-    def prepare(data: bytes) -> np.ndarray:
-        return prepare_image(data, rule)
-
-    try:
-        return encode_cached(model.tower, cache, pictures, prepare)
-    except ValueError:
-        if len(pictures) == 1:
-            return np.empty((0, model.tower.num_tokens, model.tower.width), np.float32)
-        parts: Iterator[np.ndarray] = (_encode(model, rule, cache, [picture]) for picture in pictures)
-        return np.concatenate(list(parts))
-
-
-def _reader(cache: FeatureCache):
-    """Picture -> its features; the cache was filled before, so what it lacks is what could not be decoded."""
-
-    def read(image: Image) -> Prepared:
-        features = cache.get(image.data) if image.data is not None else None
-        if features is None:
-            raise ValueError("the picture could not be decoded when features were made.")
-        return Prepared(features[None], (1, image.height, image.width))
-
-    return read

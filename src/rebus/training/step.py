@@ -1,84 +1,98 @@
 """One optimizer step. The loss is a sum over supervised tokens, divided once by their count over the whole step:
 all micro-batches, all ranks (DESIGN contract 3)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from rebus.batches.batch import Batch
-from rebus.errors import DataError
-from rebus.mesh import Mesh
+from rebus.mesh import Mesh, sum_over_ranks
 from rebus.model.families import VisionLanguageModel
+from rebus.training.clip import clip_factor, gradient_norms, scale_gradients
+from rebus.training.optimizer import Optimizers, drop_gradients, take_step
+from rebus.training.parallel import sync_gradients
+from rebus.training.timing import Stopwatch
+
+Judge = Callable[[float, float], str | None]
+"""(loss, gradient norm) -> why the step must not be taken, or None."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did. loss: mean over the step's supervised tokens, in nats; counts are over all ranks."""
+    """What a step did, the same on all ranks. loss: mean over the step's supervised tokens, in nats. grad_norm,
+    grad_norms: before clipping, of all and of each part. refused: why the weights were left as they were."""
 
     loss: float
     grad_norm: float
-    num_supervised: int
-    num_tokens: int
+    grad_norms: dict[str, float]
+    refused: str | None = None
 
 
 def train_step(
     model: VisionLanguageModel,
-    micro_batches: Sequence[Batch],
-    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    optimizers: Optimizers,
+    parts: Mapping[str, Sequence[nn.Parameter]],
     *,
+    num_supervised: int,
     max_grad_norm: float,
+    device: str,
     mesh: Mesh,
+    watch: Stopwatch,
+    judge: Judge = lambda loss, norm: None,
+    loss_scale: float = 1.0,
 ) -> StepResult:
-    """Forward and backward over this rank's micro-batches, each moved to the model's device when its turn comes;
-    gradients summed over ranks, clipped, one update.
+    """Forward and backward over this rank's micro-batches, gradients summed over ranks, judged, clipped, one update.
 
-    Raises: DataError where no token of the step is supervised, or the loss or a gradient is not finite; the
-    parameters are then as they were.
+    parts: the parameters that learn, by part. num_supervised: over all ranks (agree). loss_scale: of fp16.
     """
-    counts = torch.tensor(
-        [sum(batch.num_supervised for batch in micro_batches), sum(batch.num_tokens for batch in micro_batches)]
-    )
-    _sum_over_ranks([counts], mesh)
-    num_supervised, num_tokens = counts.tolist()
-    if num_supervised == 0:
-        raise DataError("no token of this step is supervised. `rebus show` on the plan shows its loss mask.")
-
-    optimizer.zero_grad(set_to_none=True)
-    loss = torch.zeros((), dtype=torch.float64)
-    for batch in (one.to(model.device) for one in micro_batches):
-        loss_sum, _ = model(
-            batch.ids,
-            batch.labels,
-            batch.positions,
-            batch.bounds,
-            batch.pixels,
-            batch.slots,
-            batch.grids,
-            batch.names,
-        )
-        (loss_sum / num_supervised).backward()
-        loss += loss_sum.detach().double().cpu()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    _sum_over_ranks([loss, *(_gradient(p) for p in parameters)], mesh)
-
-    grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    mean_loss = loss.item() / num_supervised
-    if not (torch.isfinite(grad_norm) and torch.isfinite(loss)):
-        raise DataError(f"loss {mean_loss} or gradient norm {grad_norm.item()} is not finite. Lower the learning rate.")
-    optimizer.step()
-    return StepResult(mean_loss, grad_norm.item(), num_supervised, num_tokens)
+    loss = accumulate(model, batches, num_supervised, device=device, watch=watch, loss_scale=loss_scale)
+    with watch.phase("communication"):
+        sum_over_ranks(loss, mesh)
+    with watch.phase("optimizer"):
+        norms = gradient_norms(parts) / loss_scale
+        mean_loss, *listed = torch.cat([loss[None] / num_supervised, norms.to(loss.device)]).tolist()
+        norm = math.hypot(*listed)
+        refused = judge(mean_loss, norm)
+        if refused is None:
+            everything = [parameter for members in parts.values() for parameter in members]
+            scale_gradients(everything, clip_factor(norm, max_grad_norm) / loss_scale)
+            take_step(optimizers)
+        drop_gradients(optimizers)
+    return StepResult(mean_loss, norm, dict(zip(parts, listed, strict=True)), refused)
 
 
-def _gradient(parameter: nn.Parameter) -> torch.Tensor:
-    """The gradient; zeros where this rank's batches did not reach the parameter, so that ranks sum alike."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
-def _sum_over_ranks(tensors: list[torch.Tensor], mesh: Mesh) -> None:
-    if mesh.world > 1:
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor)
+def accumulate(
+    model: VisionLanguageModel,
+    batches: Sequence[Batch],
+    num_supervised: int,
+    *,
+    device: str,
+    watch: Stopwatch,
+    loss_scale: float = 1.0,
+) -> torch.Tensor:
+    """Adds the gradients of this rank's micro-batches, each moved to the device when its turn comes; ranks exchange
+    them once, in the last backward pass. Returns this rank's SUM of token losses, float64 []."""
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for number, batch in enumerate(batches):
+        sync_gradients(model, number == len(batches) - 1)
+        with watch.phase("transfer"):
+            there = batch.to(device)
+        with watch.phase("forward"):
+            loss_sum, _ = model(
+                there.ids,
+                there.labels,
+                there.positions,
+                there.bounds,
+                there.pixels,
+                there.slots,
+                there.grids,
+                there.names,
+            )
+        with watch.phase("backward"):
+            (loss_sum / num_supervised * loss_scale).backward()
+        total += loss_sum.detach()
+    return total

@@ -1,5 +1,5 @@
-"""What benchmarks/training.py trains: documents of seeded words, made into plans by Rebus' own stages, and random weights
-of a language model's shape. Nothing is fetched."""
+"""What benchmarks/training.py trains: documents of seeded words, made into plans by Rebus' own stages, and random
+weights of a language model's shape. Nothing is fetched."""
 
 import io
 import json
@@ -56,13 +56,15 @@ SMOLLM2 = Shape(
     1152,
 )
 """SmolLM2-135M and the width of SigLIP-SO400M."""
-TINY = Shape({**SMOLLM2.text, "vocab_size": 512, "hidden_size": 36, "intermediate_size": 48, "num_hidden_layers": 2}, 32)
+TINY = Shape(
+    {**SMOLLM2.text, "vocab_size": 512, "hidden_size": 36, "intermediate_size": 48, "num_hidden_layers": 2}, 32
+)
 
 
 def write_captions(folder: Path, num_documents: int, rng: np.random.Generator) -> ShardsRecipe:
     """A picture and an alt text: log-normal, 27 words in the median (benchmarks/binning.py's captions)."""
     rows = [
-        {"file": f"{number % NUM_PICTURES}.png", "caption": words(rng, int(rng.lognormal(3.3, 0.6).__ceil__()), 3, 500)}
+        {"file": f"{number % NUM_PICTURES}.png", "caption": words(rng, int(rng.lognormal(3.3, 0.6)), 3, 500)}
         for number in range(num_documents)
     ]
     return _shards("pairs", folder, rows)
@@ -76,7 +78,7 @@ def write_conversations(folder: Path, num_documents: int, rng: np.random.Generat
 
 
 def conversation(number: int, rng: np.random.Generator) -> dict[str, Any]:
-    num_words, num_turns = int(rng.lognormal(5.3, 0.9).clip(50, 1400)), int(rng.integers(1, 4))
+    num_words, num_turns = min(max(int(rng.lognormal(5.3, 0.9)), 50), 1400), int(rng.integers(1, 4))
     turns = []
     for turn in range(num_turns):
         asked, said = num_words // (3 * num_turns), 2 * num_words // (3 * num_turns)
@@ -125,7 +127,7 @@ def make_tokenizer(folder: Path) -> None:
 
 
 def make_weights(folder: Path, shape: Shape) -> tuple[Path, Path]:
-    """Hub folders of a language model with a tokenizer, and of a small tower with features as wide as the shape says."""
+    """Hub folders of a language model with a tokenizer, and of a small tower with features as wide as the shape has."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

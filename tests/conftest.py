@@ -8,9 +8,9 @@ import pytest
 from s3_server import s3, s3_process
 from tiny_models import save_tiny_llama
 from tiny_samples import TinySample, tiny_picture, write_shards
-from tiny_way import speaking_folder, tiny_way
+from tiny_way import module_way, speaking_folder, tiny_way
 
-__all__ = ["s3", "s3_process", "speaking_folder", "tiny_way"]
+__all__ = ["module_way", "s3", "s3_process", "speaking_folder", "tiny_way"]
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 

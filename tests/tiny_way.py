@@ -13,6 +13,7 @@ from rebus.packs.run import run as pack
 from rebus.pictures.config import FixedConfig
 from rebus.tokens.config import TokensConfig
 from tiny_models import save_tiny_llama
+from tiny_samples import TinySample, tiny_picture, write_shards
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +59,23 @@ def tiny_way(tmp_path: Path, tiny_shards: Callable[..., Path], speaking_folder: 
     tokens = TokensConfig(tokenizer=speaking_folder, image=FixedConfig(size=32, tokens_per_side=2))
     pack(PackRecipe(shards=[tiny_shards(40)], tokens=tokens, capacity=96, out=tmp_path / "plan"))
     return TinyWay(tmp_path, tmp_path / "plan", speaking_folder)
+
+
+def talk(answer: str) -> TinySample:
+    """A conversation without a picture."""
+    return TinySample(messages=({"role": "user", "content": "what?"}, {"role": "assistant", "content": answer}))
+
+
+@pytest.fixture(scope="module")
+def module_way(tmp_path_factory: pytest.TempPathFactory, speaking_folder: Path) -> TinyWay:
+    """The same for tests that share their runs."""
+    folder = tmp_path_factory.mktemp("way")
+    colours = ["red", "green", "blue", "white", "black"]
+    texts = [f"a photo of {'the ' * (i % 7)}{colours[i % 5]} square" for i in range(40)]
+    samples = [
+        TinySample(text, tiny_picture(colours[i % 5])) if i % 4 else talk(text) for i, text in enumerate(texts)
+    ]
+    tokens = TokensConfig(tokenizer=speaking_folder, image=FixedConfig(size=32, tokens_per_side=2))
+    shards = write_shards(folder / "shards", samples)
+    pack(PackRecipe(shards=[shards], tokens=tokens, capacity=96, out=folder / "plan", num_workers=1))
+    return TinyWay(folder, folder / "plan", speaking_folder)

@@ -255,11 +255,13 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's by default.")] = None,
     shard_gb: Annotated[float, typer.Option(min=0.001, help="Most that one file holds, in 10^9 bytes.")] = 5.0,
     template: Annotated[str | None, typer.Option(help="How turns are written, where the folder does not say.")] = None,
+    merge: Annotated[bool, typer.Option(help="Adapters added into the weights, or left as they are, alone.")] = True,
 ) -> None:
     """Write a checkpoint as a hub folder that plain transformers reads without Rebus, or say why none can hold it."""
     from rebus.checkpoints.export import run
 
-    run(checkpoint, out, layout=layout, dtype=dtype, shard_bytes=int(shard_gb * 1e9), template=template)
+    shard_bytes = int(shard_gb * 1e9)
+    run(checkpoint, out, layout=layout, dtype=dtype, shard_bytes=shard_bytes, template=template, merge=merge)
 
 
 @app.command(epilog="Example: rebus report runs/demo")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def folder_fingerprint(folder: Path, pattern: str = "*") -> str:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all: to a temporary name beside it, synced, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")  # threads may write the same
     try:
         with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -129,18 +130,34 @@ def prepare_out(out: Path, manifest: Manifest) -> None:
     marker = out / BUILDING
     for rest in out.glob(f".{BUILDING}.*.tmp"):  # killed before it could say that the folder is its own
         rest.unlink(missing_ok=True)
-    if marker.is_file() and marker.read_text().strip() == manifest.fingerprint:
+    if is_begun(out, manifest):
         for rest in out.rglob(".*.tmp"):  # what write_atomically could not finish when it was killed
             rest.unlink(missing_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
         return
-    if out.is_dir() and any(out.iterdir()):
-        if not marker.is_file() and not (out / MANIFEST).is_file():
-            raise DataError(f"{out} holds files that Rebus did not make. Choose another `out`, or empty that folder.")
-        _refuse_precious(out, manifest.kind)
+    if holds_other(out, manifest.kind):
         discard(out)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, manifest.fingerprint)
+
+
+def is_begun(out: Path, manifest: Manifest) -> bool:
+    """Whether `out` holds what an interrupted build of the same thing left."""
+    marker = out / BUILDING
+    return marker.is_file() and marker.read_text().strip() == manifest.fingerprint
+
+
+def holds_other(out: Path, kind: str) -> bool:
+    """Whether another build of this kind lies in `out`, which a new one would remove.
+
+    Raises: DataError where it holds anything that must not be removed.
+    """
+    if not out.is_dir() or not any(out.iterdir()):
+        return False
+    if not (out / BUILDING).is_file() and not (out / MANIFEST).is_file():
+        raise DataError(f"{out} holds files that Rebus did not make. Choose another `out`, or empty that folder.")
+    _refuse_precious(out, kind)
+    return True
 
 
 def _refuse_precious(out: Path, kind: str) -> None:

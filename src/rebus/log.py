@@ -73,6 +73,15 @@ def _length(items: Iterable[Item]) -> int | None:
     return len(items) if isinstance(items, Sequence) else None
 
 
+def duration(seconds: float) -> str:
+    """90 -> 1 min 30 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """The closing table of a stage: first column left, the others right."""
     output.print(f"\n{title}", style="bold", markup=False, highlight=False)  # a table's own title wraps at its width

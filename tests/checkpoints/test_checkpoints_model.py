@@ -11,8 +11,9 @@ from rebus.checkpoints.load import load_model
 from rebus.checkpoints.save import save_model
 from rebus.errors import DataError, StrangerError
 from rebus.fingerprint import read_manifest
+from rebus.model.adapters import merge_lora
 from rebus.model.config import LoraConfig, ModelConfig
-from rebus.model.families import VisionLanguageModel, build, merge_lora
+from rebus.model.families import VisionLanguageModel, build
 from tiny_models import IMAGE, pack, random_document, save_tiny_llama
 
 TOKENS = {"template": "plain"}

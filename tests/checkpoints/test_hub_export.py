@@ -15,9 +15,10 @@ from rebus.checkpoints.load import load_model
 from rebus.checkpoints.save import save_model
 from rebus.cli import app
 from rebus.errors import ConfigError, DataError
+from rebus.model.adapters import add_lora
 from rebus.model.assemble import assemble
 from rebus.model.config import LoraConfig, ModelConfig
-from rebus.model.families import VisionLanguageModel, add_lora, build
+from rebus.model.families import VisionLanguageModel, build
 from rebus.pictures.config import AnyresConfig, FixedConfig, ImageConfig
 from rebus.towers.config import TowerConfig
 from tiny_families import TEXT, TOWER
@@ -49,8 +50,7 @@ def same_in_transformers(model: VisionLanguageModel, folder: Path) -> None:
 def test_adapters_are_merged_on_a_copy(name: str, tmp_path: Path, tiny_tokenizer_folder: Path):
     model, tokens = load_model(save_family(name, tmp_path / "hub", tiny_tokenizer_folder))
     before = logits(model, inputs_of(model.image))
-    model.config = model.config.model_copy(update={"lora": LoraConfig(rank=2)})
-    add_lora(model.language, model.config)
+    add_lora(model, LoraConfig(rank=2))
     for key, parameter in model.named_parameters():
         if "lora_" in key:
             parameter.data = 0.03 * torch.randn_like(parameter)

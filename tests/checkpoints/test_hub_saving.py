@@ -12,8 +12,9 @@ from rebus.checkpoints.load import load_model
 from rebus.checkpoints.save import save_model
 from rebus.errors import StrangerError
 from rebus.fingerprint import file_fingerprint
+from rebus.model.adapters import add_lora
 from rebus.model.config import LoraConfig, ModelConfig
-from rebus.model.families import VisionLanguageModel, add_lora, build
+from rebus.model.families import VisionLanguageModel, build
 from rebus.pictures.config import AnyresConfig, FixedConfig
 from tiny_hub import family, inputs_of, logits, save_family
 from tiny_models import IMAGE
@@ -63,8 +64,7 @@ def test_fully_trained_stands_alone(name: str, tmp_path: Path, tiny_tokenizer_fo
 def test_adapters_on_a_hub_folder(name: str, tmp_path: Path, tiny_tokenizer_folder: Path):
     folder = save_family(name, tmp_path / "hub", tiny_tokenizer_folder)
     model, tokens = load_model(folder)
-    model.config = model.config.model_copy(update={"lora": LoraConfig(rank=2)})
-    add_lora(model.language, model.config)
+    add_lora(model, LoraConfig(rank=2))
     save_model(train(model, "lora_"), tokens, tmp_path / "out")
     assert not (tmp_path / "out/language").exists()
     inputs = inputs_of(model.image)

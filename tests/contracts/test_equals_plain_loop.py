@@ -1,6 +1,6 @@
-"""`rebus train` against a loop that anybody would write with transformers and torch alone: their model, one document at a
-time without packing, gradients summed over a step's documents, their AdamW, clipping and schedule. fp32, 50 steps, the same
-documents in the same order; nothing of ours but the plan that is read."""
+"""`rebus train` against a loop that anybody would write with transformers and torch alone: their model, one document at
+a time without packing, gradients summed over a step's documents, their AdamW, clipping and schedule. fp32, 50 steps,
+the same documents in the same order; nothing of ours but the plan that is read."""
 
 import io
 from collections.abc import Callable

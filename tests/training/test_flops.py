@@ -15,9 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rebus.batches.batch import Batch
+from rebus.model.adapters import add_lora
 from rebus.model.attention import REFERENCE
 from rebus.model.config import LoraConfig
-from rebus.model.families import VisionLanguageModel, add_lora
+from rebus.model.families import VisionLanguageModel
 from rebus.model.native import NativeTower
 from rebus.model.native_layout import native_layout
 from rebus.training.config import Part, TrainsConfig
@@ -92,8 +93,7 @@ def frozen(original: VisionLanguageModel, freezing: str) -> VisionLanguageModel:
     model = deepcopy(original)
     if "lora" in FREEZING[freezing]:
         targets = ("q_proj", "v_proj", "up_proj", "down_proj")
-        model.config = model.config.model_copy(update={"lora": LoraConfig(rank=3, targets=targets)})
-        add_lora(model.language, model.config)
+        add_lora(model, LoraConfig(rank=3, targets=targets))
     trains: dict[Part, TrainsConfig] = {
         part: TrainsConfig(lr=1.0, last_layers=last)  # type: ignore[misc]
         for part, last in FREEZING[freezing].items()

@@ -3,12 +3,14 @@ folded into the connector, weights written shard by shard, the folder whole or n
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from peft.tuners.lora import LoraLayer
 
 from rebus.checkpoints.hub import layout_module, layout_named
 from rebus.checkpoints.layouts import tokenizer
@@ -18,8 +20,10 @@ from rebus.checkpoints.save import refuse_filled, write_tensors
 from rebus.errors import ConfigError
 from rebus.fingerprint import BUILDING
 from rebus.log import say, track
+from rebus.model.adapters import merged_weight
 from rebus.model.connector import Connector
 from rebus.model.families import VisionLanguageModel
+from rebus.model.quantised import is_quantised
 
 SHARD_BYTES = 5_000_000_000
 HUB_LAYOUTS = ("qwen2_vl", "llava_next", "llava")
@@ -53,17 +57,28 @@ def export(
     """
     refuse_filled(folder)
     name = choose(model, layout)
+    with built(folder) as building:
+        _write(model, tokens, building, layout_module(name), dtype, shard_bytes)
+    return name
+
+
+@contextmanager
+def built(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when all went well, and is gone otherwise.
+
+    Raises: DataError where `folder` holds something already.
+    """
+    refuse_filled(folder)
     building = folder.with_name(f".{folder.name}{BUILDING}")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        _write(model, tokens, building, layout_module(name), dtype, shard_bytes)
+        yield building
         if folder.is_dir():
             folder.rmdir()
         building.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return name
 
 
 def choose(model: VisionLanguageModel, layout: str | None) -> str:
@@ -111,33 +126,37 @@ def _write_generation(model: VisionLanguageModel, tokens: dict[str, Any], folder
 def pieces(model: VisionLanguageModel, layout: Any, folder: Path) -> Iterator[Piece]:
     """Everything to be written, under our names, without adapters and statistics."""
     rows = tokenizer.num_rows(model, folder)
-    tied, held = is_tied(model), model.state_dict(keep_vars=True)
+    tied, held = is_tied(model), {**dict(model.named_parameters(remove_duplicate=False)), **_stored_buffers(model)}
     for name, tensor in held.items():
         if ".lora_" in name or name.startswith("connector.feature_") or (tied and name == EMBEDDINGS[1]):
             continue
         make = _maker(model, name, tensor, rows)
         shape = (rows, *tensor.shape[1:]) if name in EMBEDDINGS else tensor.shape
-        yield Piece(name.replace(".base_layer.", "."), torch.empty(shape, dtype=tensor.dtype, device="meta"), make)
+        dtype, layer = tensor.dtype, model.get_submodule(name.rpartition(".")[0])
+        if is_quantised(layer) and tensor is layer.weight:
+            shape, dtype = (layer.out_features, layer.in_features), model.head.weight.dtype
+        yield Piece(name.replace(".base_layer.", "."), torch.empty(shape, dtype=dtype, device="meta"), make)
     if hasattr(layout, "unheld"):
         for name, tensor in layout.unheld(model).items():
             yield Piece(name, tensor.to("meta"), lambda tensor=tensor: tensor)  # type: ignore[misc]
 
 
+def _stored_buffers(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
+    """Buffers that a state dict holds; what bitsandbytes adds to one beside them is neither buffer nor parameter."""
+    buffers = dict(model.named_buffers())
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name in buffers}
+
+
 def _maker(model: VisionLanguageModel, name: str, tensor: torch.Tensor, rows: int) -> Callable[[], torch.Tensor]:
-    if name.endswith(".base_layer.weight"):
-        return lambda: _merged(model, name, tensor)
+    if name.endswith(".weight"):
+        layer = model.get_submodule(name.removesuffix(".weight").removesuffix(".base_layer"))
+        if isinstance(layer, LoraLayer) or is_quantised(layer):
+            return lambda: merged_weight(layer)
     if name in EMBEDDINGS and rows != tensor.shape[0]:
         return lambda: _grown(tensor, rows)
     if name.startswith("connector.mlp.0.") and isinstance(model.connector, Connector):
         return lambda: _folded(model.connector, name.rpartition(".")[2])
     return lambda: tensor.detach()
-
-
-def _merged(model: VisionLanguageModel, name: str, weight: torch.Tensor) -> torch.Tensor:
-    """The weight with its adapters, as peft adds them."""
-    layer: Any = model.get_submodule(name.removesuffix(".base_layer.weight"))
-    with torch.no_grad():
-        return weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
 
 
 def _grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:
@@ -154,6 +173,12 @@ def _folded(connector: Connector, leaf: str) -> torch.Tensor:
         return weight if leaf == "weight" else bias
     scaled = weight.double() / std.double()
     return (scaled if leaf == "weight" else bias.double() - scaled @ mean.double()).to(weight.dtype)
+
+
+def folded_connector(model: VisionLanguageModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The connector's tensors under our names, its statistics folded in."""
+    for name, tensor in model.connector.named_parameters(prefix="connector"):
+        yield name, _maker(model, name, tensor, 0)()
 
 
 def _write_weights(parts: list[Piece], layout: Any, folder: Path, dtype: torch.dtype, shard_bytes: int) -> None:
@@ -177,15 +202,27 @@ def _made(piece: Piece, theirs: str, layout: Any, dtype: torch.dtype) -> torch.T
 
 
 def run(
-    source: Path, out: Path, *, layout: str | None, dtype: str | None, shard_bytes: int, template: str | None
+    source: Path,
+    out: Path,
+    *,
+    layout: str | None,
+    dtype: str | None,
+    shard_bytes: int,
+    template: str | None,
+    merge: bool = True,
 ) -> Path:
-    """`rebus export`: loads a checkpoint and writes it as a hub folder."""
+    """`rebus export`: loads a checkpoint and writes it as a hub folder; with `merge` false, its adapters alone."""
+    from rebus.checkpoints.export_adapters import export_adapters
     from rebus.checkpoints.load import load_model
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype is not None and dtype not in known:
         raise ConfigError(f"dtype '{dtype}' is none of {', '.join(known)}.")
     model, tokens = load_model(source, template=template)
+    if not merge:
+        form = export_adapters(model, tokens, out, layout, tower=(source / "tower").is_dir())
+        say(f"{out}: adapters on {model.config.language}, connector beside them; form '{form}'")
+        return out
     name = export(model, tokens, out, layout, dtype=known[dtype] if dtype else None, shard_bytes=shard_bytes)
     say(f"{out}: {name}" + "; plain transformers reads it" * (name in HUB_LAYOUTS))
     return out

@@ -25,7 +25,8 @@ from rebus.fingerprint import (
     write_manifest,
 )
 from rebus.log import say, show_table
-from rebus.model.families import VisionLanguageModel, merge_lora
+from rebus.model.adapters import merge_lora
+from rebus.model.families import VisionLanguageModel
 from rebus.towers.config import TowerConfig
 
 LAYOUTS: tuple[Any, ...] = (original_llava, prismatic)

@@ -102,9 +102,11 @@ def open_as(
 
 
 def cast(model: VisionLanguageModel, dtype: torch.dtype) -> VisionLanguageModel:
-    """All parameters in one dtype, and the connector's statistics with them; rotary tables stay float32."""
+    """All parameters in one dtype, and the connector's statistics with them; rotary tables stay float32, and layers
+    held in few bits stay so."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
     model.connector.to(dtype)
     return model
 

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch.distributed.tensor import DTensor
 
+from rebus.checkpoints import adapter_files
 from rebus.checkpoints.hub import layout_of
 from rebus.checkpoints.layouts.settings import vision_of
 from rebus.checkpoints.layouts.stored import weight_files
@@ -34,9 +35,6 @@ from rebus.fingerprint import (
 from rebus.model.config import ModelConfig
 from rebus.model.families import VisionLanguageModel
 from rebus.towers.config import tower_fingerprint
-
-ADAPTER_PREFIX = "base_model.model."
-"""Stands before every name in peft's adapter files."""
 
 FILE_BYTES = 5_000_000_000
 """Most that one file of weights holds, and so most that rank 0 gathers before it writes."""
@@ -65,15 +63,10 @@ def save_model(
     if is_writer():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
-    adapter, language = folder / "adapter", folder / "language"
-    is_adapted = model.config.lora is not None
-    is_tuned = not is_adapted and any(parameter.requires_grad for parameter in model.language.parameters())
+    language, is_tuned = folder / "language", _is_tuned(model.language)
     gather_file(folder / "connector.safetensors", model.connector.state_dict(), dtype)
     _save_tower(model, folder / "tower", dtype, file_bytes)
-    if is_writer():
-        discard(adapter)
-    if is_adapted:
-        _save_adapter(model, adapter, dtype)
+    _save_adapters(model, folder, dtype)
     if is_writer() and (is_tuned or (language.is_dir() and language != model.config.language)):
         discard(language)
     if is_tuned:
@@ -86,11 +79,11 @@ def _declare(
     model: VisionLanguageModel, tokens: dict[str, Any], folder: Path, inputs: dict[str, str], home: Path
 ) -> None:
     """model.json and the manifest. home: of the language model."""
-    base = base_fingerprints(model.config, home, with_tower=not model.trains_tower)
+    base = base_fingerprints(model.config, home, with_tower=not _is_tuned(model.tower))
     parts = {"model": model.config.model_dump(mode="json"), "image": model.image.model_dump(mode="json")}
     body = {**parts, "tokens": tokens, "base": base}
     write_atomically(folder / "model.json", json.dumps(body, indent=2) + "\n")
-    own = [*sorted((folder / "tower").glob("*")), *sorted((folder / "adapter").glob("*"))]
+    own = [path for name in ("tower", *adapter_files.FOLDERS) for path in sorted((folder / name).glob("*"))]
     written = [folder / "connector.safetensors", *own]
     weights = {str(path.relative_to(folder)): file_fingerprint(path) for path in written}
     write_manifest(folder, Manifest("checkpoint", {**body, "weights": weights}, inputs))
@@ -126,28 +119,31 @@ def base_fingerprints(config: ModelConfig, language: Path, *, with_tower: bool) 
 
 def _save_tower(model: VisionLanguageModel, folder: Path, dtype: torch.dtype | None, file_bytes: int) -> None:
     """A trained tower's tensors, and its config where the hub has one; what an earlier save left goes."""
-    if is_writer() and (model.trains_tower or folder != model.config.tower.weights):
-        vision = vision_of(model) if model.trains_tower else None  # read first: it may lie in this very folder
+    is_tuned = _is_tuned(model.tower)
+    if is_writer() and (is_tuned or folder != model.config.tower.weights):
+        vision = vision_of(model) if is_tuned else None  # read first: it may lie in this very folder
         discard(folder)
         if vision is not None:
             write_atomically(folder / "config.json", json.dumps(vision, indent=2) + "\n")
-    if model.trains_tower:
+    if is_tuned:
         gather_folder(folder, model.tower.state_dict(), dtype, file_bytes)
 
 
-def _save_adapter(model: VisionLanguageModel, folder: Path, dtype: torch.dtype | None) -> None:
-    """peft's layout: PeftModel.from_pretrained(base, folder) reads it without Rebus."""
-    import peft
+def _is_tuned(part: torch.nn.Module) -> bool:
+    """Whether a part's own weights were trained, so that it is saved whole; adapters on it are not its own."""
+    return any(parameter.requires_grad for name, parameter in part.named_parameters() if ".lora_" not in name)
 
-    tensors = peft.get_peft_model_state_dict(model.language)
-    named = {ADAPTER_PREFIX + name: tensor for name, tensor in tensors.items()}
-    gather_file(folder / "adapter_model.safetensors", named, dtype)
-    if not is_writer():
-        return
-    settings = model.language.peft_config["default"].to_dict()
-    settings["base_model_name_or_path"] = str(model.config.language)
-    text = json.dumps(settings, indent=2, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
-    write_atomically(folder / "adapter_config.json", text + "\n")
+
+def _save_adapters(model: VisionLanguageModel, folder: Path, dtype: torch.dtype | None) -> None:
+    """peft's layout: PeftModel.from_pretrained(base, folder) reads it without Rebus. What an earlier save left goes."""
+    if is_writer():
+        for name in adapter_files.FOLDERS:
+            discard(folder / name)
+    for home in adapter_files.homes(model.config) if model.config.lora is not None else ():
+        gather_file(folder / home.name / adapter_files.WEIGHTS, adapter_files.tensors_at(model, home), dtype)
+        if is_writer():
+            text = json.dumps(adapter_files.settings_at(model, home), indent=2)
+            write_atomically(folder / home.name / adapter_files.SETTINGS, text + "\n")
 
 
 def _save_language(model: VisionLanguageModel, folder: Path, dtype: torch.dtype | None, file_bytes: int) -> None:

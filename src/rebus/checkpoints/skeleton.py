@@ -1,4 +1,4 @@
-"""What a run starts from, as shapes and a stream: the model with its parameters on the meta device, and the tensors that
+"""What a run starts from, as shapes and a stream: a model with its parameters on the meta device, and the tensors that
 fill it one at a time. Between the two a run may shard it, so that no process ever holds more than its share.
 
 Every start is one: a checkpoint of Rebus, a hub folder of a known layout, a config with a fresh connector.
@@ -15,16 +15,18 @@ import torch
 from pydantic import TypeAdapter
 
 from rebus.checkpoints import parts
+from rebus.checkpoints.adapter_files import stored_adapters
 from rebus.checkpoints.hub import Named, composition, fitting, known_layout, layout_of, our_tensors
-from rebus.checkpoints.layouts.stored import names_of, tensors_of
-from rebus.checkpoints.save import ADAPTER_PREFIX, base_fingerprints, is_writer
+from rebus.checkpoints.layouts.stored import tensors_of
+from rebus.checkpoints.save import base_fingerprints, is_writer
 from rebus.config import check_recipe
-from rebus.errors import ConfigError, StrangerError
+from rebus.errors import ConfigError
 from rebus.fingerprint import MANIFEST, read_manifest, refuse_stranger
-from rebus.model.assemble import assemble, parameters_on_meta
+from rebus.model.adapters import add_lora, fresh_adapters
+from rebus.model.assemble import assemble
 from rebus.model.config import LoraConfig, ModelConfig
 from rebus.model.connector import build_connector
-from rebus.model.families import VisionLanguageModel, add_lora
+from rebus.model.families import VisionLanguageModel
 from rebus.pictures.config import ImageConfig
 
 
@@ -65,12 +67,13 @@ def open_skeleton(
     if init is not None:
         start = of_folder(init, image=image, template=template, weights=weights)
     else:
-        assert model is not None and image is not None
+        assert model is not None
+        assert image is not None
         start = _fresh(model, image, seed=seed, weights=weights)
     if lora is None or start.model.config.lora is not None:
         return start
-    _adapt(start.model, lora)
-    return _followed(start, lambda: _fresh_adapters(start.model, seed))
+    add_lora(start.model, lora)
+    return _followed(start, lambda: fresh_adapters(start.model, seed))
 
 
 def of_folder(
@@ -95,9 +98,8 @@ def of_folder(
     start = _of_checkpoint(folder, config, rule, _tokens(body["tokens"], config, image, template), weights=weights)
     if config.lora is None:
         return start
-    path = folder / "adapter" / "adapter_model.safetensors"
-    _adapt(start.model, config.lora)
-    return _followed(start, lambda: _stored_adapters(start.model, path))
+    add_lora(start.model, config.lora)
+    return _followed(start, lambda: stored_adapters(start.model, folder))
 
 
 def is_foreign(folder: Path) -> bool:
@@ -171,33 +173,3 @@ def _fresh_connector(model: VisionLanguageModel, seed: int) -> Iterator[Named]:
 
 def _followed(start: Skeleton, more: Callable[[], Iterator[Named]]) -> Skeleton:
     return Skeleton(start.model, lambda: itertools.chain(start.tensors(), more()), start.tokens, start.origin)
-
-
-def _adapt(model: VisionLanguageModel, lora: LoraConfig) -> None:
-    model.config = model.config.model_copy(update={"lora": lora})
-    with torch.random.fork_rng(devices=[]), parameters_on_meta():
-        add_lora(model.language, model.config)
-
-
-def _fresh_adapters(model: VisionLanguageModel, seed: int) -> Iterator[Named]:
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            yield name, torch.zeros(parameter.shape)
-
-
-def _stored_adapters(model: VisionLanguageModel, path: Path) -> Iterator[Named]:
-    """Raises: StrangerError where file and model do not hold the same adapters."""
-    plain = {_plain(name): name for name, _ in model.named_parameters() if ".lora_" in name}
-    stored = {"language." + name.removeprefix(ADAPTER_PREFIX) for name in names_of(path)}
-    if stored != set(plain):
-        raise StrangerError(
-            f"{path} and the model disagree on adapter tensors: {len(stored)} in the file, {len(plain)} in the "
-            f"model; for instance {sorted(stored ^ set(plain))[0]}."
-        )
-    for name, tensor in tensors_of(path):
-        yield plain["language." + name.removeprefix(ADAPTER_PREFIX)], tensor
-
-
-def _plain(name: str) -> str:
-    """An adapter's name as peft's files have it."""
-    return name.replace(".default.", ".")

@@ -5,7 +5,6 @@ says how it lies on disk). No pickle, so not torch's distributed checkpoints, wh
 """
 
 import json
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,7 +27,6 @@ from rebus.checkpoints.state_folder import (
     read_index,
     remove_leftovers,
     seal,
-    step_folder,
     step_folders,
     step_of,
     write_rank,
@@ -85,6 +83,11 @@ class StateWriter:
             file = _done(lambda: write_rank(target, self.mesh.rank, step, pieces, firsts))
         wholes = {name: described(tensor) for name, tensor in tensors.items()}
         self._open = _Open(step, wholes, json.dumps(meta, indent=2) + "\n", file)
+
+    @property
+    def is_open(self) -> bool:
+        """A state was begun and is not sealed."""
+        return self._open is not None
 
     @property
     def is_written(self) -> bool:
@@ -161,8 +164,10 @@ def _done(write: Callable[[], None]) -> Future:
 
 @dataclass(frozen=True)
 class State:
-    """A whole state on disk. step: optimizer steps done. meta: JSON values. stored: of every tensor its shape, dtype and
-    where its rows lie; `restore` reads them."""
+    """A whole state on disk, whose tensors `restore` reads.
+
+    step: optimizer steps done. meta: JSON values. stored: of every tensor its shape, its dtype and where its rows lie.
+    """
 
     path: Path
     step: int
@@ -173,14 +178,6 @@ class State:
     def names(self) -> tuple[str, ...]:
         """Of all tensors, in the order they were saved in."""
         return tuple(self.stored)
-
-    @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        return _read_whole(self, "weights/")
-
-    @property
-    def optimizer(self) -> dict[str, torch.Tensor]:
-        return _read_whole(self, "optimizer/")
 
 
 def latest_state(folder: Path, mesh: Mesh = Mesh()) -> State | None:  # noqa: B008 (frozen)
@@ -251,38 +248,3 @@ def _refuse_other(state: State, tensors: dict[str, torch.Tensor], *, partly: boo
             f"{state.path} is of another model, optimizer or precision:\n{lines}\nPut the recipe back as it was when "
             "the state was saved, or give the run another `out` and start from a checkpoint with `init`."
         )
-
-
-# ---- What the loop of before calls; goes when it has changed over.
-
-
-def save_state(
-    folder: Path,
-    *,
-    step: int,
-    weights: dict[str, torch.Tensor],
-    optimizer: dict[str, torch.Tensor],
-    meta: dict[str, Any],
-) -> Path:
-    """Writes one process's state at once. Returns its path."""
-    named = {f"weights/{name}": tensor for name, tensor in weights.items()}
-    named |= {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
-    writer = StateWriter(folder, Mesh(), keep=sys.maxsize, is_async=False)
-    writer.begin(step, named, meta)
-    writer.seal()
-    return step_folder(folder, step)
-
-
-def prune_states(folder: Path, keep: int) -> None:
-    """Removes all but the last `keep` states, and what killed runs left half-written."""
-    if states := list_states(folder):
-        prune(folder, step_of(states[-1]), keep)
-    remove_leftovers(folder)
-
-
-def _read_whole(state: State, prefix: str) -> dict[str, torch.Tensor]:
-    names = [name for name in state.names if name.startswith(prefix)]
-    stored = {name: state.stored[name] for name in names}
-    tensors = {name: torch.empty(one.shape, dtype=getattr(torch, one.dtype)) for name, one in stored.items()}
-    restore(state, tensors, partly=True)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

@@ -11,8 +11,9 @@ from rebus.errors import ConfigError, DataError
 from rebus.evals.config import EvalRecipe, PromptConfig
 from rebus.evals.task import Item
 from rebus.log import track
+from rebus.model.adapters import merge_lora
 from rebus.model.decode_sampling import Sampling
-from rebus.model.families import VisionLanguageModel, merge_lora
+from rebus.model.families import VisionLanguageModel
 from rebus.model.generate import Prompt, generate, prompt_of, score_continuations
 from rebus.pictures.config import FixedConfig, ImageConfig
 from rebus.pictures.prepare import prepare_image

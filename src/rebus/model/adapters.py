@@ -21,26 +21,29 @@ ATTENTION = {"self_attn", "attn", "attention"}
 KINDS = ("attention", "mlp", "all_linear")
 
 
-def add_lora(model: Any, lora: LoraConfig) -> None:
+def add_lora(model: Any, lora: LoraConfig, seed: int | None = None) -> None:
     """Puts fresh adapters on linear layers of a VisionLanguageModel, in place, and freezes the parts they are on.
 
     Adapters are float32 whatever the layers beneath are in, and on their device; on meta they wait for
-    `fresh_adapters`. What is drawn continues torch's generator. A language model that is to be quantised, is.
+    `fresh_adapters`. seed: as there. A language model that is to be quantised, is.
     Raises: ConfigError where a target matches nothing, the model has adapters already, or bitsandbytes is missing.
     """
     import peft
 
     if any(".lora_" in name for name, _ in model.named_parameters()):
-        raise ConfigError("the model has adapters already. Go on with those (no `lora` section), or export --merge first.")
+        raise ConfigError(
+            "the model has adapters already: go on with those, without a `lora` section, or export --merge first."
+        )
     targets = targets_of(model, lora)
     if lora.quantise is not None:
         quantise(model.language, linears_of(model.language), lora)
-    for part, names in targets.items():
-        settings = peft_settings(lora, names)
-        peft.inject_adapter_in_model(settings, getattr(model, part), low_cpu_mem_usage=True)
+    with torch.random.fork_rng(devices=[]):  # what peft draws for modules on meta counts for nothing
+        for part, names in targets.items():
+            settings = peft_settings(lora, names)
+            peft.inject_adapter_in_model(settings, getattr(model, part), low_cpu_mem_usage=True)
     model.config = model.config.model_copy(update={"lora": lora})
-    if not model.device.type == "meta":
-        _fill(model, fresh_adapters(model))
+    if model.device.type != "meta":
+        _fill(model, fresh_adapters(model, seed))
 
 
 def _fill(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
@@ -54,21 +57,17 @@ def _fill(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]]) -> None
 def fresh_adapters(model: nn.Module, seed: int | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     """(parameter's name, float32 on the CPU) of every adapter as it starts: A uniform as peft draws it, B zero.
 
-    The model may be on meta and sharded. seed: None continues torch's generator; a number draws as after
-    torch.manual_seed and leaves the generator as it was.
+    The model may be on meta and sharded. seed: draws as after torch.manual_seed; None goes on with torch's generator.
     """
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        for path, layer in lora_layers(model):
-            rank, base = layer.r["default"], layer.get_base_layer()
-            # peft draws both matrices as any linear layer, then A anew: the same seed, the same adapters as by peft
-            nn.Linear(base.in_features, rank, bias=False)
-            nn.Linear(rank, base.out_features, bias=False)
-            first = torch.empty(rank, base.in_features)
-            nn.init.kaiming_uniform_(first, a=math.sqrt(5))
-            yield f"{path}.lora_A.default.weight", first
-            yield f"{path}.lora_B.default.weight", torch.zeros(base.out_features, rank)
+    generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
+    for path, layer in lora_layers(model):
+        rank, base = layer.r["default"], layer.get_base_layer()
+        for shape in ((rank, base.in_features), (base.out_features, rank)):
+            # peft draws both matrices as any linear layer, then A anew: the same seed gives the same adapters as peft
+            torch.empty(shape).uniform_(generator=generator)
+        first = torch.empty(rank, base.in_features)
+        yield f"{path}.lora_A.default.weight", nn.init.kaiming_uniform_(first, a=math.sqrt(5), generator=generator)
+        yield f"{path}.lora_B.default.weight", torch.zeros(base.out_features, rank)
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -96,8 +95,10 @@ def peft_settings(lora: LoraConfig, targets: list[str], **more: Any) -> Any:
 
 
 def linears_of(part: nn.Module) -> list[str]:
-    """Names of the linear layers inside a part's blocks: all but an output head and what cuts pictures into patches."""
-    return [name for name, module in part.named_modules() if isinstance(module, nn.Linear) and BLOCK.search(name)]
+    """Names of the linear layers inside a part's blocks, as they are without adapters: all but an output head and what
+    cuts pictures into patches."""
+    named = [(name, module) for name, module in part.named_modules() if BLOCK.search(name) and ".lora_" not in name]
+    return [name.removesuffix(".base_layer") for name, module in named if isinstance(module, nn.Linear)]
 
 
 def targets_of(model: Any, lora: LoraConfig) -> dict[str, list[str]]:
@@ -113,7 +114,9 @@ def targets_of(model: Any, lora: LoraConfig) -> dict[str, list[str]]:
             raise ConfigError(f"`lora.targets` names '{one}', {_offer(there)}")
     for part, names in found.items():
         if not names:
-            raise ConfigError(f"`lora.on` names the {part}, where `lora.targets` finds nothing, {_offer({part: there[part]})}")
+            raise ConfigError(
+                f"`lora.on` names the {part}, where `lora.targets` finds nothing, {_offer({part: there[part]})}"
+            )
     return found
 
 

@@ -14,6 +14,7 @@ from rebus.errors import DataError
 from rebus.model.config import ModelConfig
 from rebus.model.connector import build_connector
 from rebus.model.families import VisionLanguageModel, language_from, tower_from
+from rebus.model.quantised import hold, is_quantised
 from rebus.pictures.config import ImageConfig
 from rebus.towers.build import build_tower
 
@@ -137,6 +138,10 @@ def _put(
     old = model.get_parameter(names[0])
     if old.shape != tensor.shape:
         raise DataError(f"{what} is {tuple(tensor.shape)}, the model's is {tuple(old.shape)}. Is its config its own?")
+    layer = model.get_submodule(names[0].rpartition(".")[0])
+    if is_quantised(layer) and old is layer.weight:
+        hold(layer, tensor.to(device))
+        return
     if isinstance(old, DTensor):
         old.to_local().copy_(_rows(tensor, old))
         return

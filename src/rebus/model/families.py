@@ -176,9 +176,9 @@ def build(config: ModelConfig, image: ImageConfig, *, device: str = "cpu", seed:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         connector = build_connector(config, image, tower, language.config.get_text_config().hidden_size)
-        model = VisionLanguageModel(config, image, tower, connector, language)
-        if config.lora is not None:
-            add_lora(model, config.lora)
+    model = VisionLanguageModel(config, image, tower, connector, language)
+    if config.lora is not None:
+        add_lora(model, config.lora, seed)
     return model.to(device)
 
 

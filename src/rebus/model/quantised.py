@@ -1,4 +1,4 @@
-"""Frozen linear layers held in 4 or 8 bits (QLoRA, Dettmers et al. 2023; LLM.int8, Dettmers et al. 2022) by bitsandbytes.
+"""Frozen linear layers held in 4 bits (QLoRA, Dettmers et al. 2023) or 8 (LLM.int8, 2022) by bitsandbytes.
 
 Weights are rounded from bfloat16, whatever they are loaded in, so that training and every later load hold the same.
 """

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from rebus.errors import DataError
+from rebus.log import duration
 from rebus.report.figures import bar, number
 from rebus.report.gather import Artifact, Command, Way, read_clock
 from rebus.report.results import headline_eval
@@ -18,15 +19,6 @@ from rebus.report.section_model import choice_counts
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
-
-
-def duration(seconds: float) -> str:
-    """90 -> 1 min 30 s."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def gigabytes(value: float) -> str:

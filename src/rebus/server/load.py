@@ -10,7 +10,8 @@ from rebus.checkpoints.names import resolve
 from rebus.config import check_recipe
 from rebus.errors import ConfigError
 from rebus.log import say
-from rebus.model.families import VisionLanguageModel, merge_lora
+from rebus.model.adapters import merge_lora
+from rebus.model.families import VisionLanguageModel
 from rebus.pictures.config import NativeConfig
 from rebus.server.engine import Engine
 from rebus.tokens.config import TokensConfig

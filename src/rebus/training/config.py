@@ -101,12 +101,14 @@ class HeldoutConfig(Config):
 class EvalsConfig(Config):
     """`rebus eval` on a checkpoint saved every so many steps, as a process of its own beside the run.
 
-    recipe: of `rebus eval`; its `checkpoint` and `out` are set for it. device: where it computes.
+    recipe: of `rebus eval`; its `model` and `out` are set for it. device: where it computes. keep: the checkpoints
+    stay in <out>/at afterwards.
     """
 
     recipe: Path
     every: int = Field(gt=0)
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
+    keep: bool = False
 
 
 class ExpectedConfig(Config):

@@ -201,7 +201,7 @@ class _Walk:
 
     def block(self, block: nn.Module, place: _Place, width: int) -> None:
         """A transformer block: attention over `width` channels of all heads, then the MLP, each behind its norm."""
-        linears = list(_linears(block))
+        linears = list(linears_of(block))
         inside = {id(parameter) for _, module in linears for parameter in module.parameters()}
         norms_learn = _learns(one for one in block.parameters() if id(one) not in inside)
         was_live, stream = self.is_live, self.is_live
@@ -261,13 +261,13 @@ def _is_made(letter: str, made: Mapping[str, bool]) -> bool:
     return any(live for leaf, live in made.items() if leaf.startswith(letter) or leaf.startswith("qkv"))
 
 
-def _linears(block: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def linears_of(block: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Linear layers by name in the block; one with adapters is one."""
     for name, child in block.named_children():
         if isinstance(child, nn.Linear) or hasattr(child, "base_layer"):
             yield prefix + name, child
         else:
-            yield from _linears(child, f"{prefix}{name}.")
+            yield from linears_of(child, f"{prefix}{name}.")
 
 
 def _learns(parameters: Iterable[nn.Parameter]) -> bool:

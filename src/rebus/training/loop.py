@@ -3,6 +3,7 @@ loading the last state and going on; there is no cursor to restore."""
 
 import resource
 import sys
+import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from rebus.batches.batch import Batch
 from rebus.batches.loader import iterate_batches
 from rebus.batches.order import packs_between
+from rebus.checkpoints.hub_folder import write_hub_folder
 from rebus.checkpoints.save import save_model
 from rebus.config import dump_recipe
 from rebus.errors import DataError
@@ -25,13 +27,15 @@ from rebus.training.config import TrainRecipe
 from rebus.training.damage import Quarantine, damages_of, open_quarantine, stop_above
 from rebus.training.ema import adopt, follow
 from rebus.training.guard import Guard, list_skipped
-from rebus.training.metrics import StepRow, append_row, read_rows
+from rebus.training.metrics import StepRow, read_rows
 from rebus.training.optimizer import set_lr
+from rebus.training.record import Record
 from rebus.training.resume import Progress, resume, save
 from rebus.training.schedule import lr_share
 from rebus.training.start import Run, describe, open_run
 from rebus.training.step import StepResult, train_step
 from rebus.training.stop import StopSignal
+from rebus.training.summary import show_summary
 from rebus.training.watchdog import Watchdog
 
 Resume = Literal["auto", "never"]
@@ -46,7 +50,7 @@ def run(recipe: TrainRecipe, *, wanted: Resume = "auto") -> Path:
     if is_current(recipe.out, manifest) and wanted != "never":
         say(f"{recipe.out} is up to date")
         return recipe.out
-    mesh = join_mesh(recipe.device, always=recipe.precision != "fp32")
+    started, mesh = time.monotonic(), join_mesh(recipe.device, always=recipe.precision != "fp32")
     try:
         with StopSignal(mesh) as stop:
             if mesh.is_main:
@@ -55,36 +59,40 @@ def run(recipe: TrainRecipe, *, wanted: Resume = "auto") -> Path:
             wait_for_all(mesh)
             this = open_run(recipe, mesh)
             with Watchdog(recipe.out, mesh, this.watch, recipe.stall_seconds) as dog:
-                done = train(this, stop, dog, wanted=wanted)
+                done, progress = train(this, stop, dog, wanted=wanted)
                 if done < this.num_steps:
                     raise stop.stopped(done, this.num_steps)
-                finish(this, manifest)
+                finish(this, manifest, progress, wall_seconds=time.monotonic() - started)
     finally:
         leave_mesh(mesh)
     return recipe.out
 
 
-def train(this: Run, stop: StopSignal, dog: Watchdog, *, wanted: Resume = "auto") -> int:
-    """Steps from the last saved state to the end, or to where it was told to stop. Returns the number of steps done.
+def train(this: Run, stop: StopSignal, dog: Watchdog, *, wanted: Resume = "auto") -> tuple[int, Progress]:
+    """Steps from the last saved state to the end, or to where it was told to stop. Returns how many are done.
 
     Raises: DataError where too many documents are damaged, or too many steps in a row are not fit to be taken.
     """
     done, progress = resume(this, wanted=wanted)
     quarantine = open_quarantine(this.quarantine) if this.mesh.is_main else None
-    with closing(_steps(this, done)) as steps:
+    with Record(this, done, stop) as record, closing(_steps(this, done)) as steps:
         for step, batches in steps:
             dog.beat(step)
             totals = _agree(this, batches, stop)
             progress = _count(this, batches, totals, progress, quarantine)
             if totals.num_supervised:  # else all its documents are damaged: no update, no row
-                progress = _one_step(this, step, batches, totals, progress)
+                progress = _one_step(this, step, batches, totals, progress, record)
             done = step + 1
             if done % this.recipe.save_every == 0 or done == this.num_steps or totals.wants_stop:
-                save(this, done, progress)
+                with this.watch.phase("saving"):
+                    save(this, done, progress)
+                record.saved(done)
             if totals.wants_stop:
                 break
-    this.writer.settle()
-    return done
+            record.evaluate(done)
+        this.writer.settle()
+        record.finish()
+    return done, progress
 
 
 def _steps(this: Run, first: int) -> Generator[tuple[int, list[Batch]], None, None]:
@@ -136,7 +144,9 @@ def _count(
     return replace(progress, tally=tally)
 
 
-def _one_step(this: Run, step: int, batches: list[Batch], totals: Totals, progress: Progress) -> Progress:
+def _one_step(
+    this: Run, step: int, batches: list[Batch], totals: Totals, progress: Progress, record: Record
+) -> Progress:
     """One update, or none where the guard refuses it, and its row. Returns what has added up after it."""
     recipe, mesh = this.recipe, this.mesh
     torch.manual_seed(recipe.seed * 1_000_003 + step * mesh.world + mesh.rank)  # dropout, by arithmetic
@@ -158,8 +168,7 @@ def _one_step(this: Run, step: int, batches: list[Batch], totals: Totals, progre
     if recipe.ema is not None and result.refused is None:
         follow(this.average, this.trainable, recipe.ema.decay)
     row = _row(this, step, totals, result, lr, progress)
-    if mesh.is_main:
-        append_row(this.metrics, row)
+    record.add(row, progress)
     if result.refused is not None:
         if mesh.is_main:
             list_skipped(this.skipped, step, result.refused, _packs(this, step), this.feed)
@@ -213,7 +222,7 @@ def peak_memory(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def finish(this: Run, manifest: Manifest) -> None:
+def finish(this: Run, manifest: Manifest, progress: Progress, *, wall_seconds: float) -> None:
     """Writes the servable checkpoint, then its manifest, and prints what was trained. Raises: DataError for nothing."""
     rows = read_rows(this.metrics)
     if not rows:
@@ -223,5 +232,14 @@ def finish(this: Run, manifest: Manifest) -> None:
     facts = {"steps": this.num_steps, "tokens_trained": rows[-1].tokens_total, "final_loss": rows[-1].loss}
     save_model(this.model, this.feed.plan.tokens.model_dump(mode="json"), this.recipe.out)
     if this.mesh.is_main:
+        if this.recipe.hub_folder:
+            write_hub_folder(this.recipe.out, this.recipe.out / "hub")
         write_manifest(this.recipe.out, Manifest(manifest.kind, manifest.made_by, manifest.inputs, facts))
+        show_summary(
+            rows,
+            trains=list(this.parts),
+            num_trainable=sum(parameter.numel() for parameter in this.trainable.values()),
+            num_damaged=progress.tally.num_damaged,
+            wall_seconds=wall_seconds,
+        )
     wait_for_all(this.mesh)

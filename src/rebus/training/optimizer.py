@@ -27,7 +27,7 @@ def build_optimizer(
     """
     if config.kind != "muon":
         return (_adamw(list(_groups(trainable, trains)), config),)
-    by_muon = {name: p for name, p in trainable.items() if _is_inner_matrix(name, p)}
+    by_muon = {name: p for name, p in trainable.items() if is_inner_matrix(name, p)}
     by_adamw = {name: p for name, p in trainable.items() if name not in by_muon}
     optimizers = []
     if by_muon:
@@ -66,7 +66,7 @@ def _muon(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.
     return torch.optim.Muon(groups, momentum=config.muon_momentum, adjust_lr_fn="match_rms_adamw")
 
 
-def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
+def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and BLOCK.search(name) is not None
 
 

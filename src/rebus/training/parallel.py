@@ -17,6 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from rebus.mesh import Mesh, device_mesh
 from rebus.model.families import VisionLanguageModel
+from rebus.model.quantised import quantised_parameters
 from rebus.training.config import ParallelConfig, TrainRecipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,7 +62,11 @@ def shard(model: VisionLanguageModel, config: ParallelConfig, mesh: Mesh, device
     """FSDP2 on every block, then on the rest. Gradients are summed over ranks, not averaged (contract 3)."""
     ranks = device_mesh(mesh, device, shard_ranks=shard_ranks(config, mesh.world))
     frozen_tower = set() if model.trains_tower else set(model.tower.parameters())
-    wrap = partial(_wrap, ranks=ranks, config=config, dtype=dtype, ignored=frozen_tower)
+    whole = frozen_tower | quantised_parameters(model)  # few bits cannot be cut into rows: every rank holds all
+    for parameter in model.parameters():
+        if parameter not in whole:  # FSDP cuts plain rows of memory; convolutions may lie channels last
+            parameter.data = parameter.data.contiguous()
+    wrap = partial(_wrap, ranks=ranks, config=config, dtype=dtype, ignored=whole)
     for block in blocks(model, with_tower=model.trains_tower):
         wrap(block, config.reshard_after_forward)
     wrap(model, False)  # its weights are needed again as soon as the backward pass begins

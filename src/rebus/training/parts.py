@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from rebus.errors import ConfigError
+from rebus.model.quantised import is_quantised
 from rebus.training.config import Part, TrainsConfig
 
 BLOCK = re.compile(r"\.(?:layers|blocks|layer)\.(\d+)\.")
@@ -44,10 +45,28 @@ def freeze_all_but(model: nn.Module, trains: Mapping[Part, TrainsConfig]) -> dic
             trainable[name] = parameter
     missing = {part for part, settings in trains.items() if settings.lr > 0}
     missing -= {part_of(name, trains) for name in trainable}
+    _refuse_two_ways(model, trainable)
     if missing:
         found = sorted({part_of(name, dict.fromkeys(trains)) for name, _ in model.named_parameters()})
         raise ConfigError(f"`trains` names {sorted(missing)}, but the model's parts are {found}.")
     return trainable
+
+
+def _refuse_two_ways(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> None:
+    """A checkpoint holds a part's adapters and names the weights beneath them as they were, so only one kind learns."""
+    adapted = {name.split(".", 1)[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    both = sorted({name.split(".", 1)[0] for name in trainable if ".lora_" not in name} & adapted)
+    if both:
+        raise ConfigError(
+            f"`trains` names the {both[0]}'s own weights, but it has adapters: train `lora` alone there, or merge the "
+            "adapters (rebus export --merge) and train all of it."
+        )
+    of_language = [name for name in trainable if name.startswith("language.") and ".lora_" not in name]
+    if of_language and any(is_quantised(module) for module in model.modules()):
+        raise ConfigError(
+            f"`trains` names {len(of_language)} weights of the language model, such as {of_language[0]}, which "
+            "`lora.quantise` freezes. Leave them out of `trains`, or `quantise` out of `lora`."
+        )
 
 
 def _first_block(model: nn.Module, part: Part, settings: TrainsConfig) -> int | None:

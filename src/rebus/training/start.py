@@ -8,16 +8,21 @@ import torch
 from rebus.batches.feed import Feed, open_feed
 from rebus.batches.loader import check_division
 from rebus.batches.order import num_steps_for
+from rebus.checkpoints.hub_folder import check_exportable
 from rebus.checkpoints.save import language_fingerprint, model_fingerprint
+from rebus.checkpoints.skeleton import open_skeleton
 from rebus.checkpoints.state import StateWriter
 from rebus.fingerprint import Manifest, read_manifest
 from rebus.mesh import Mesh
+from rebus.model.assemble import fill
 from rebus.model.families import VisionLanguageModel
 from rebus.towers.config import tower_fingerprint
 from rebus.training.config import TrainRecipe
+from rebus.training.devices import peak_here
 from rebus.training.ema import start_average
 from rebus.training.features import cached
 from rebus.training.flops import Flops, flops_of
+from rebus.training.heldout import open_heldout
 from rebus.training.optimizer import Optimizers, build_optimizer
 from rebus.training.parallel import distribute
 from rebus.training.parts import by_part, freeze_all_but
@@ -42,6 +47,7 @@ class Run:
     mesh: Mesh
     device: str
     feed: Feed
+    heldout: Feed | None
     model: VisionLanguageModel
     trainable: dict[str, torch.nn.Parameter]
     parts: dict[str, list[torch.nn.Parameter]]
@@ -97,6 +103,7 @@ def open_run(recipe: TrainRecipe, mesh: Mesh) -> Run:
         mesh=mesh,
         device=device,
         feed=feed,
+        heldout=open_heldout(recipe.heldout.plan, feed) if recipe.heldout is not None else None,
         model=model.train(),
         trainable=trainable,
         parts=by_part(trainable, recipe.trains),
@@ -104,7 +111,7 @@ def open_run(recipe: TrainRecipe, mesh: Mesh) -> Run:
         average=start_average(trainable) if recipe.ema is not None else {},
         num_steps=num_steps_of(recipe, feed),
         flops=flops,
-        peak_flops=None,
+        peak_flops=peak * mesh.world if (peak := peak_here(recipe.device)) else None,
         writer=StateWriter(recipe.out / "states", mesh, keep=recipe.keep_states, is_async=recipe.async_save),
         watch=Stopwatch(device),
     )
@@ -122,29 +129,19 @@ def open_model(
 ) -> tuple[VisionLanguageModel, dict[str, torch.nn.Parameter], Flops]:
     """The model spread over the ranks with its weights, what of it learns by name, and what its steps cost.
 
-    The plan's image rule is the model's: a checkpoint may go on with another number of tokens or pixels.
-    Raises: ConfigError where the model cannot follow it.
+    Shapes come first, weights last: each rank keeps only its own rows of them. The plan's image rule is the model's: a
+    checkpoint may go on with another number of tokens or pixels. Raises: ConfigError where the model cannot follow it.
     """
-    torch.manual_seed(recipe.seed)
-    model = _built(recipe, feed)
+    rules = feed.plan.tokens
+    start = open_skeleton(
+        recipe.init, recipe.model, image=rules.image, template=rules.template, seed=recipe.seed, lora=recipe.lora
+    )
+    model = start.model
+    if recipe.hub_folder:
+        check_exportable(model)
     trainable = freeze_all_but(model, recipe.trains)
     flops = flops_of(model, recipe.activations)
     distribute(model, recipe, mesh)
-    model.to(device)
+    rows_on = "cpu" if recipe.parallel.cpu_offload else None
+    fill(model, start.tensors(), origin=start.origin, device=device, rows_on=rows_on)
     return model, {name: p for name, p in model.named_parameters() if name in trainable}, flops
-
-
-def _built(recipe: TrainRecipe, feed: Feed) -> VisionLanguageModel:
-    from rebus.checkpoints.load import load_model
-    from rebus.model.families import add_lora, build
-
-    if recipe.model is not None:
-        config = recipe.model.model_copy(update={"lora": recipe.lora})
-        return build(config, feed.plan.tokens.image, seed=recipe.seed)
-    assert recipe.init is not None
-    model, _ = load_model(recipe.init, image=feed.plan.tokens.image, template=feed.plan.tokens.template)
-    if recipe.lora is not None and model.config.lora is None:
-        model.config = model.config.model_copy(update={"lora": recipe.lora})
-        torch.manual_seed(recipe.seed)
-        add_lora(model.language, model.config)
-    return model

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
-PHASES = ("wait", "transfer", "forward", "backward", "communication", "optimizer", "other")
+PHASES = ("wait", "transfer", "forward", "backward", "communication", "optimizer", "saving", "other")
 """wait: for data. transfer: host to device. communication: the step's own collectives; what FSDP gathers and reduces
-while it computes is part of forward and backward."""
+while it computes is part of forward and backward.
+saving: of the state before this step, as far as the loop waits for it."""
 
 
 class Stopwatch:

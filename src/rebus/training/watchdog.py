@@ -7,12 +7,12 @@ import json
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event, Thread
 from types import TracebackType
 
 from rebus.fingerprint import write_atomically
@@ -25,6 +25,9 @@ STALLED = 75
 
 LEFT, FAILED = "left", "failed"
 """The last phase that a rank writes: it went through all of its steps; it ended by an error."""
+
+DUMPED, SPOKEN = "dumped", "spoken"
+"""Phases of a stalled rank that is about to end: its stacks are written; the verdict is, too."""
 
 BUSY_SECONDS = 5.0
 """A heartbeat is written at most this often."""
@@ -130,8 +133,8 @@ class Watchdog:
         self._interval = min(BUSY_SECONDS, stall_seconds / 10)
         self._step, self._beats = 0, 0
         self._host = socket.gethostname()
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="rebus-watchdog", daemon=True)
+        self._left = Event()
+        self._thread = Thread(target=self._watch, name="rebus-watchdog", daemon=True)
 
     def beat(self, step: int) -> None:
         """Says that the run got on; also inside a step, where something long gets on without a phase."""
@@ -169,6 +172,9 @@ class Watchdog:
         except (OSError, ValueError, TypeError):
             return None
 
+    def _read_all(self) -> list[Heartbeat | None]:
+        return [self._read(rank) for rank in range(self._mesh.world)]
+
     def _watch(self) -> None:
         watched = _Watched(self._mesh.world)
         place, since = self._now().place, time.monotonic()
@@ -179,35 +185,34 @@ class Watchdog:
                 place, since = mine.place, now
                 watched = _Watched(self._mesh.world)
             elif now - since >= self._stall_seconds / 2:
-                others = range(self._mesh.world) if self._mesh.world > 1 else ()
-                if watched.look([self._read(rank) for rank in others], now):
+                if watched.look(self._read_all(), now):
                     since = now - self._stall_seconds / 2  # another got on: wait for it as long again
-                elif now - since >= self._stall_seconds:
+                elif watched.is_judged or now - since >= self._stall_seconds:
                     self._end(watched.seen(now - 3 * self._interval, mine), now - since)
 
     def _end(self, seen: Sequence[Seen], seconds: float) -> None:
         """Dumps, speaks or waits until it is said, and ends the process: torchrun then starts again, or reports."""
         verdict, stalls = judge(seen, seconds), self._folder / "stalls"
         self._dump(stalls / f"step-{self._step:06d}-rank-{self._mesh.rank:05d}.txt")
-        said = stalls / f"step-{self._step:06d}.txt"
+        self._write(self._now(DUMPED))
         if verdict.speaker == self._mesh.rank:
             text = f"no progress: {verdict.text}. Stacks of all living ranks are in {stalls}. Run the same command "
-            self._say(text + "again: it goes on from the last saved state.", said)
-        self._wait_for([one.rank for one in seen if one.is_alive and one.phase != LEFT], said)
+            text += "again: it goes on from the last saved state."
+            # In a thread of its own: what blocks the main thread may be the terminal itself.
+            speaking = Thread(target=_say_and_write, args=(text, stalls / f"step-{self._step:06d}.txt"), daemon=True)
+            speaking.start()
+            speaking.join(BUSY_SECONDS)
+            self._write(self._now(SPOKEN))
+        self._wait_for(verdict.speaker, {one.rank for one in seen if one.is_alive and one.phase != LEFT})
         os._exit(STALLED)
 
-    def _say(self, text: str, path: Path) -> None:
-        """In a thread of its own: what blocks the main thread may be the terminal itself."""
-        speaking = threading.Thread(target=_say_and_write, args=(text, path), daemon=True)
-        speaking.start()
-        speaking.join(BUSY_SECONDS)
-
-    def _wait_for(self, living: Sequence[int], said: Path) -> None:
+    def _wait_for(self, speaker: int, living: set[int]) -> None:
         """Until every living rank has dumped and one has spoken: the first to leave takes the others with it."""
         end = time.monotonic() + 6 * self._interval
         while time.monotonic() < end:
-            dumped = {path.stem.rpartition("-")[2] for path in said.parent.glob("step-*-rank-*.txt")}
-            if {f"{rank:05d}" for rank in living} <= dumped and said.is_file():
+            phases = {beat.rank: beat.phase for beat in self._read_all() if beat is not None}
+            phases[self._mesh.rank] = SPOKEN if speaker == self._mesh.rank else DUMPED
+            if phases.get(speaker) == SPOKEN and all(phases.get(rank) in (DUMPED, SPOKEN) for rank in living):
                 return
             time.sleep(self._interval / 4)
 
@@ -229,6 +234,7 @@ class _Watched:
     def __init__(self, world: int) -> None:
         self.beats: list[Heartbeat | None] = [None] * world
         self.renewed: list[float | None] = [None] * world
+        self.is_judged = False  # another rank saw the stall first
 
     def look(self, beats: Sequence[Heartbeat | None], now: float) -> bool:
         """Takes down what the files say. Returns whether any rank is elsewhere than at the last look."""
@@ -239,6 +245,9 @@ class _Watched:
                 continue
             if before is not None:  # the first look says nothing of how old it is
                 self.renewed[rank] = now
+                if beat.phase in (DUMPED, SPOKEN):
+                    self.is_judged = True
+                    continue  # where it was stands
                 got_on |= beat.place != before.place
             self.beats[rank] = beat
         return got_on

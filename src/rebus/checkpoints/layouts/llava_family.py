@@ -128,7 +128,8 @@ def unheld(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
     one, as in every published LLaVA. Behind hidden_states[-1] stands a norm, and whether it is taken before or after
     that is each program's own affair.
     """
-    state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("tower.model.")}
+    held = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
+    state = {n.replace(".base_layer.", "."): tensor for n, tensor in held.items() if n.startswith("tower.model.")}
     number = num_blocks(model)
     last = f"{LAYERS}{number - 1}."
     like = {name.removeprefix(last): tensor for name, tensor in state.items() if name.startswith(last)}

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from rebus.checkpoints.adapter_files import SETTINGS, Home, settings_at, stored_at, tensors_at
 from rebus.checkpoints.layouts import original_llava as layout
 from rebus.checkpoints.layouts.folder import read_json
 from rebus.checkpoints.layouts.original_llava import ADAPTERS, REST, unwrapped
 from rebus.checkpoints.layouts.stored import Named, tensors_of, weight_files
-from rebus.checkpoints.save import ADAPTER_PREFIX, write_tensors
-from rebus.errors import DataError
+from rebus.checkpoints.save import write_tensors
+from rebus.errors import DataError, StrangerError
 from rebus.fingerprint import write_atomically
 from rebus.log import track
+from rebus.model.adapters import add_lora
 from rebus.model.assemble import fill
 from rebus.model.config import LoraConfig
-from rebus.model.families import VisionLanguageModel, add_lora
+from rebus.model.families import VisionLanguageModel
 
 
 def into_ours(model: VisionLanguageModel, stored: Iterable[Named]) -> Iterator[Named]:
@@ -78,49 +80,54 @@ def read_lora(model: VisionLanguageModel, folder: Path) -> None:
 
     Raises: DataError where a file is missing or an adapter has no place.
     """
-    import peft
-
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    model.config = model.config.model_copy(update={"lora": _lora_config(folder, settings)})
-    add_lora(model.language, model.config)
+    settings = json.loads((folder / SETTINGS).read_text())
     path = next(folder / name for name in ADAPTERS if (folder / name).is_file())
-    tensors = {name.removeprefix(ADAPTER_PREFIX): tensor for name, tensor in tensors_of(path)}
-    expected = set(peft.get_peft_model_state_dict(model.language))
-    if expected != set(tensors):
-        odd = sorted(expected ^ set(tensors))[0]
-        raise DataError(f"{path} holds {len(tensors)} adapter tensors, the model has {len(expected)}; such as '{odd}'.")
-    peft.set_peft_model_state_dict(model.language, tensors)
+    add_lora(model, _lora_config(folder, settings))
+    try:
+        fill(model, stored_at(model, path, _home(folder)), origin=str(path))
+    except StrangerError as error:  # here no training is named that it could be a stranger to
+        raise DataError(str(error)) from error
     if not (folder / REST).is_file():
         raise DataError(f"{folder} has no {REST}: LLaVA writes it at the end of training, with the projector in it.")
     rest = into_ours(model, ((unwrapped(name), tensor) for name, tensor in tensors_of(folder / REST)))
     fill(model, rest, origin=str(folder / REST), dtype=model.head.weight.dtype, device=model.device)
 
 
+def _home(base: Path) -> Home:
+    """LLaVA's names of the language model are those that it has alone."""
+    return Home(".", base, (("language.model.", "model."),))
+
+
 def _lora_config(folder: Path, settings: dict[str, Any]) -> LoraConfig:
-    for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
+    for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
         if settings.get(name):
-            raise DataError(
-                f"{folder}/adapter_config.json has {name} = {settings[name]}, which Rebus does not compute."
-            )
-    targets = tuple(sorted(settings["target_modules"]))
+            raise DataError(f"{folder / SETTINGS} has {name} = {settings[name]}, which Rebus does not compute.")
+    targets = settings["target_modules"]
+    if isinstance(targets, str):
+        raise DataError(f"{folder / SETTINGS} has target_modules = '{targets}', a pattern; Rebus reads lists of names.")
     return LoraConfig(
-        rank=settings["r"], alpha=settings["lora_alpha"], dropout=settings["lora_dropout"], targets=targets
+        rank=settings["r"],
+        alpha=settings["lora_alpha"],
+        dropout=settings["lora_dropout"],
+        rslora=settings.get("use_rslora", False),
+        targets=tuple(sorted(targets)),
     )
 
 
 def write_lora(model: VisionLanguageModel, folder: Path, *, base: str) -> None:
     """adapter_model.safetensors, adapter_config.json, config.json and non_lora_trainables.bin. base: the folder or hub
-    id that the adapters stand on, as LLaVA's `--model-base` will name it."""
-    import peft
+    id that the adapters stand on, as LLaVA's `--model-base` will name it.
 
+    Raises: DataError where there are no adapters, or some that LLaVA has no place for.
+    """
     if model.config.lora is None:
         raise DataError("the model has no adapters; write a whole folder instead.")
+    if model.config.lora.on != "language":
+        raise DataError("LLaVA's own layout has adapters on the language model alone; merge them: export --merge.")
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = peft.get_peft_model_state_dict(model.language)
-    write_tensors(folder / ADAPTERS[0], {ADAPTER_PREFIX + name: tensor for name, tensor in tensors.items()})
-    settings = model.language.peft_config["default"].to_dict() | {"base_model_name_or_path": base}
-    listed = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
-    write_atomically(folder / "adapter_config.json", json.dumps(listed, indent=2, default=str) + "\n")
+    home = _home(Path(base))
+    write_tensors(folder / ADAPTERS[0], tensors_at(model, home))
+    write_atomically(folder / SETTINGS, json.dumps(settings_at(model, home, base), indent=2) + "\n")
     tower = [(f"tower.{name}", tensor) for name, tensor in model.tower.named_parameters() if tensor.requires_grad]
     rest = dict([*_connector(model), *(named for pair in tower for named in layout.from_ours(*pair))])
     _write_bin(folder / REST, {f"base_model.model.{name}": tensor for name, tensor in rest.items()})

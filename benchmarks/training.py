@@ -256,6 +256,7 @@ def summary(rounds: Rounds, distribution: str) -> dict[str, Any]:
         "overhead": statistics.median((ours - row.phases["optimizer"]) / bare - 1 for ours, bare, row in pairs),
         "update": statistics.median(row.phases["optimizer"] / bare for _, bare, row in pairs),
         "waiting": statistics.median(row.phases["wait"] / ours for ours, _, row in pairs),
+        "phases": [row.phases for row in rows],
         "contestants": contestants,
     }
 
@@ -296,7 +297,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--check", action="store_true", help="exit with 1 where the figures miss the claims")
     arguments = parser.parse_args()
-    shape, num_documents = (TINY, 200) if arguments.quick else (SMOLLM2, 2000)
+    shape, num_documents = (TINY, 60) if arguments.quick else (SMOLLM2, 2000)
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -18,7 +18,7 @@ CONTEXT.set_forkserver_preload(
         *("transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto", "peft", "forked_ranks"),
     ]
 )
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 300
 
 
 def free_port() -> str:

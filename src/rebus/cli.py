@@ -95,14 +95,26 @@ def pack(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command(epilog="Example: rebus train recipes/quickstart/align.yaml trains.connector.lr=2e-3")
-def train(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Train on a plan; killed and run again, it goes on with the same numbers."""
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resume: Annotated[str, typer.Option(help="auto: from the last whole state; never: anew.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen; needs no weights.")] = False,
+) -> None:
+    """Train on a plan; killed and run again, it goes on with the same numbers. Under torchrun, on all its processes."""
+    if resume not in ("auto", "never"):
+        raise typer.BadParameter(f"'{resume}': it is auto or never.", param_hint="--resume")
     from rebus.training.config import TrainRecipe
 
     checked = _checked(TrainRecipe, recipe, overrides)
+    if dry_run:
+        from rebus.training.dry_run import dry_run as foretell
+
+        foretell(checked)
+        return
     from rebus.training.loop import run
 
-    run(checked)
+    run(checked, anew=resume == "never")
 
 
 @app.command("eval", epilog="Example: rebus eval recipes/quickstart/eval.yaml limit=20")

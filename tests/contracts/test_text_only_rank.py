@@ -34,7 +34,7 @@ def way(tmp_path_factory: pytest.TempPathFactory, speaking_folder: Path) -> Tiny
     pictures = [TinySample(f"a {colour} square", tiny_picture(colour)) for colour in ("green", "black") * 2]
     tokens = TokensConfig(tokenizer=speaking_folder, image=FixedConfig(size=32, tokens_per_side=2))
     shards = write_shards(folder / "shards", texts + pictures)
-    settings = {"capacity": 96, "cost": {"per_patch": 10.0}, "num_workers": 1}
+    settings = {"capacity": 96, "cost": {"per_patch": 100.0}, "num_workers": 1}
     pack(PackRecipe(shards=[shards], tokens=tokens, out=folder / "plan", **settings))
     return TinyWay(folder, folder / "plan", speaking_folder)
 

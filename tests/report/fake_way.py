@@ -191,7 +191,13 @@ def _write_checkpoint(folder: Path, inputs: dict[str, str], *, num_steps: int, l
         append_row(
             folder / "metrics.jsonl",
             StepRow(
-                step, step / num_steps, loss, 1.0, rate, 200, 50, 40, 10, 10, 200 * (step + 1), 0.5, {"wait": 0.01}
+                *(step, step / num_steps, loss, 1.0, rate, 200, 50, 40, 10, 10, 200 * (step + 1), 0.5),
+                phases={"wait": 0.02, "transfer": 0.01, "forward": 0.15, "backward": 0.3, "optimizer": 0.02},
+                mfu=0.35 + float(noise[step]) / 20,
+                memory_gb=3.5,
+                grad_norms={"connector": 0.4 + loss / 3, "language": loss / 5},
+                is_skipped=step == 17,
+                heldout=loss + 0.2 if step % 10 == 9 else None,
             ),
         )
     recipe = {"seed": 0, "steps": num_steps}

@@ -1,6 +1,7 @@
 """The page: whole HTML, nothing from outside, every section, honest about what is missing."""
 
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ from rebus.report.gather import find_way
 from rebus.report.page import MISSING, build_page
 from rebus.report.results import gather_results
 from rebus.report.section_made import meets
-from rebus.report.section_model import moving_mean, smoothing_window
+from rebus.report.section_training import moving_mean, smoothing_window
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -100,6 +101,36 @@ def test_verdicts_have_words(way_folder: Path):
     answers = section(html, "answers")
     assert answers.count("✓ right") == 5  # of 8 items, those whose number 3 does not divide
     assert answers.count("✗ wrong") == 3
+
+
+def test_a_run_shows_what_it_measured(way_folder: Path):
+    training = section(page_of(way_folder)[0], "training")
+    first = training.split("<h3>")[1]
+    assert first.startswith("y_first</h3>")
+    assert "60 steps in 30.0 s, 12,000 tokens, 400 tokens/s, MFU 35" in first
+    assert "Steps not taken: 1." in first
+    assert first.count('r="3.6"') == 6 + 1, "six held-out points and their key"
+    assert first.count('class="skipped"') == 1 + 1
+    for words in ("wait 4.0%", "backward 60.0%", "gradient norm, connector", "gradient norm, language", "MFU %"):
+        assert words in first
+    assert "communication" not in first, "what took no time has no key"
+
+
+def test_an_older_runs_rows_still_make_a_page(way_folder: Path):
+    """Without phases, norms, MFU, and with a step whose loss is not finite."""
+    path = way_folder / "y_first" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    new = ("phases", "flops", "mfu", "memory_gb", "grad_norms", "is_skipped", "heldout")
+    rows = [{name: value for name, value in row.items() if name not in new} for row in rows]
+    rows[4]["loss"] = rows[4]["grad_norm"] = math.nan
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html, _ = page_of(way_folder)
+    first = section(html, "training").split("<h3>")[1]
+    assert "gradient norm, all parts" in first
+    assert "MFU" not in first
+    assert "held out" not in first
+    assert "on average" not in first
+    assert not re.search(r"\bnan\b", first)
 
 
 def test_targets_stand_beside_values(way_folder: Path):

@@ -116,7 +116,7 @@ def test_a_resumed_run_evaluates_what_is_left_and_nothing_twice(stand_in: Path):
 def test_a_run_from_step_0_forgets_earlier_evaluations(stand_in: Path):
     out = stand_in / "run"
     save(out, 5)
-    (out / "evals.jsonl").write_text('{"step": 10, "choice4": 0.5}\n')
+    (out / "evals.jsonl").write_text('{"step": 10, "figures": {"choice4": 0.5}}\n')
     assert Evaluations(CONFIG, out).close() == []
     assert not (out / "evals.jsonl").exists()
 

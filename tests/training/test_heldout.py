@@ -1,16 +1,18 @@
 """The loss on held-out packs: by hand, over ranks, and without a trace in the run."""
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
+from forked_ranks import CONTEXT, DEADLINE_SECONDS, places
 from rebus.batches.feed import build_batch, open_feed
 from rebus.config import load_recipe
 from rebus.errors import DataError, StrangerError
+from rebus.mesh import join_mesh, leave_mesh
 from rebus.model.families import VisionLanguageModel, build
 from rebus.packs.config import PackRecipe
 from rebus.packs.run import run as pack
@@ -18,6 +20,8 @@ from rebus.pictures.config import FixedConfig
 from rebus.tokens.config import TokensConfig
 from rebus.training.config import TrainRecipe
 from rebus.training.heldout import heldout_loss, open_heldout
+from rebus.training.parallel import distribute
+from rebus.training.parts import freeze_all_but
 
 
 @pytest.fixture
@@ -84,41 +88,33 @@ def test_packs_without_a_supervised_token_are_an_error(tiny_way, model, monkeypa
         heldout_loss(model, open_feed(tiny_way.plan), num_packs=1)
 
 
-RANK = """
-import json, sys
-from pathlib import Path
-from rebus.batches.feed import open_feed
-from rebus.config import load_recipe
-from rebus.mesh import join_mesh, leave_mesh
-from rebus.model.families import build
-from rebus.training.config import TrainRecipe
-from rebus.training.heldout import heldout_loss
-from rebus.training.parallel import distribute
-from rebus.training.parts import freeze_all_but
-
-recipe = load_recipe(TrainRecipe, Path(sys.argv[1]))
-mesh = join_mesh()
-feed = open_feed(recipe.plan)
-model = build(recipe.model.model_copy(update={"lora": recipe.lora}), feed.plan.tokens.image)
-freeze_all_but(model, recipe.trains)
-distribute(model, recipe, mesh)
-losses = [heldout_loss(model.train(), feed, num_packs=number, mesh=mesh) for number in (3, 1)]
-Path(sys.argv[2] + str(mesh.rank)).write_text(json.dumps(losses))
-leave_mesh(mesh)
-"""
+def as_rank(recipe_path: Path, place: dict[str, str], out: Path) -> None:
+    """What one process finds, sharded as the run would be."""
+    os.environ.update(place)
+    torch.set_num_threads(1)
+    recipe = load_recipe(TrainRecipe, recipe_path)
+    mesh = join_mesh()
+    feed = open_feed(recipe.plan)
+    assert recipe.model is not None
+    model = build(recipe.model.model_copy(update={"lora": recipe.lora}), feed.plan.tokens.image)
+    freeze_all_but(model, recipe.trains)
+    distribute(model, recipe, mesh)
+    losses = [heldout_loss(model.train(), feed, num_packs=number, mesh=mesh) for number in (3, 1)]
+    assert all(isinstance(parameter, DTensor) for parameter in model.language.parameters()) == (mesh.world > 1)
+    (out / f"{mesh.world}-{mesh.rank}").write_text(json.dumps(losses))
+    leave_mesh(mesh)
 
 
 def test_two_sharded_ranks_find_what_one_finds(tiny_way, tmp_path: Path):
     """Three packs do not divide by two, and of one pack a rank has none: it keeps step all the same."""
-    (tmp_path / "rank.py").write_text(RANK)
     recipe = tiny_way.recipe("pair")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    found = {}
-    for world in (1, 2):
-        command = [*launch, str(world), str(tmp_path / "rank.py"), str(recipe), str(tmp_path / f"{world}-")]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr
-        found[world] = [json.loads((tmp_path / f"{world}-{rank}").read_text()) for rank in range(world)]
-    assert found[2][0] == found[2][1]
-    assert found[2][0] == pytest.approx(found[1][0], abs=1e-5)
-    assert found[1][0][0] != pytest.approx(found[1][0][1], abs=1e-5)
+    ranks = [CONTEXT.Process(target=as_rank, args=(recipe, at, tmp_path)) for at in places(1) + places(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(DEADLINE_SECONDS)
+    assert [rank.exitcode for rank in ranks] == [0, 0, 0]
+    alone, first, second = (json.loads((tmp_path / name).read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert first == second
+    assert first == pytest.approx(alone, abs=1e-5)
+    assert alone[0] != pytest.approx(alone[1], abs=1e-5)

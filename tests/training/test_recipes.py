@@ -1,11 +1,14 @@
 """Every recipe under recipes/ is whole, says what it was made from, and agrees with its source's hyper-parameters."""
 
+import os
 import re
+import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from rebus.batches.order import num_steps_for
 from rebus.config import load_recipe
 from rebus.packs.config import PackRecipe, ShardsFolder
 from rebus.shards.config import ShardsRecipe
@@ -167,3 +170,63 @@ def folder_of(entry: Path | ShardsFolder) -> Path:
 def test_no_two_recipes_write_to_one_place():
     outs = [read_train(path).out for path in TRAIN] + [read_pack(path).out for path in PACK]
     assert len(outs) == len(set(outs))
+
+
+def row(path: str) -> str:
+    """A recipe's line in docs/recipes.md."""
+    recipe, expected = read_train(path), read_train(path).expected
+    assert expected is not None
+    rates = ", ".join(f"{part} {settings.lr:.0e}".replace("e-0", "e-") for part, settings in recipe.trains.items())
+    documents = recipe.packs_per_step * expected.capacity * expected.fill / expected.document_tokens
+    epochs = recipe.epochs or 0
+    steps = num_steps_for(epochs, num_packs=expected.packs, packs_per_step=recipe.packs_per_step)
+    name = path.removeprefix("recipes/").removesuffix(".yaml")
+    return f"| {name} | {rates} | {recipe.packs_per_step} x {expected.capacity:,} | {documents:,.0f} | {steps:,} |"
+
+
+@pytest.mark.parametrize("path", TRAIN)
+def test_the_docs_list_every_recipe(path: str):
+    assert row(path) in (REPOSITORY / "docs" / "recipes.md").read_text()
+
+
+LAUNCH = REPOSITORY / "recipes" / "launch"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> dict[str, str]:
+    """An environment whose torchrun, srun and scontrol print what they are asked for."""
+    commands = {"torchrun": 'echo torchrun "$@"', "srun": 'echo srun "$@"', "scontrol": "printf 'node7\\nnode8\\n'"}
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "31", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}
+    return {"PATH": f"{tmp_path}:{os.environ['PATH']}", **slurm}
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "wanted"),
+    [
+        (
+            "multi_node.sh",
+            ["node7", "2", "1"],
+            "torchrun --nnodes 2 --node-rank 1 --nproc-per-node 8 --master-addr node7",
+        ),
+        (
+            "slurm.sh",
+            [],
+            "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-id 31 --rdzv-backend c10d --rdzv-endpoint node7",
+        ),
+    ],
+)
+def test_launchers_start_torchrun(script: str, arguments: list[str], wanted: str, cluster: dict[str, str]):
+    command = [str(LAUNCH / script), *arguments, "recipe.yaml", "seed=3"]
+    done = subprocess.run(command, env=cluster, capture_output=True, text=True, check=True)
+    assert wanted in done.stdout
+    assert done.stdout.rstrip().endswith("-m rebus train recipe.yaml seed=3")
+
+
+@pytest.mark.parametrize("script", ["multi_node.sh", "slurm.sh"])
+def test_launchers_say_how_they_are_used(script: str, cluster: dict[str, str]):
+    done = subprocess.run([str(LAUNCH / script)], env=cluster, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Usage: " in done.stderr

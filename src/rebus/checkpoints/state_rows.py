@@ -88,7 +88,7 @@ def local_rows(name: str, tensor: torch.Tensor, rank: int = 0, world: int = 1) -
     if not isinstance(tensor, DTensor):
         return _as_rows(tensor.detach()), held_rows(num_rows, [(world, rank, False)])
     with torch.no_grad():
-        local = _as_rows(tensor.detach().to_local())
+        local = _as_rows(tensor.to_local().detach())
     held = held_rows(num_rows, _axes(name, tensor))
     if len(local) != len(held.rows):
         raise ConfigError(

@@ -4,6 +4,7 @@ Weights are rounded from bfloat16, whatever they are loaded in, so that training
 """
 
 import sys
+from copy import copy
 from typing import Any
 
 import torch
@@ -60,7 +61,9 @@ def exact_weight(layer: Any) -> torch.Tensor:
         return layer.weight.detach()
     stored = layer.weight
     if hasattr(stored, "quant_state"):
-        return _bitsandbytes().functional.dequantize_4bit(stored.data, stored.quant_state).float()
+        state = copy(stored.quant_state)
+        state.dtype = torch.float32  # as products compute it; else it is rounded to the bfloat16 that it was made from
+        return _bitsandbytes().functional.dequantize_4bit(stored.data, state)
     scales = stored.SCB if stored.SCB is not None else layer.state.SCB  # [out]; the first forward moves them
     return stored.data.float() * scales.float()[:, None] / 127
 

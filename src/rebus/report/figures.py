@@ -137,32 +137,6 @@ def _step_path(panel: Panel, edges: Sequence[float], outline: Outline) -> str:
     return f'<polyline points="{" ".join(points)}" class="{outline.style}"/>'
 
 
-def loss_curve(tokens: Sequence[float], loss: Sequence[float], smooth: Sequence[float], lr: Sequence[float]) -> str:
-    """Loss (raw dots, smoothed line) over trained tokens; the learning rate in a thin panel below."""
-    x_ticks = nice_ticks(0, max(tokens))
-    x_range = (0.0, max(tokens) * 1.01)
-    x_ticks = [tick for tick in x_ticks if tick <= x_range[1]]
-    y_ticks = nice_ticks(min(min(loss), min(smooth)), max(loss))
-    lr_ticks = [0.0, max(lr)]
-    upper = Panel(x_range, (y_ticks[0], y_ticks[-1]), TOP, 180)
-    lower = Panel(x_range, (0, max(lr) * 1.15), TOP + 180 + 22, 44)
-    dots = "".join(
-        f'<circle cx="{upper.place_x(x):.1f}" cy="{upper.place_y(y):.1f}" r="1.7"/>'
-        for x, y in zip(tokens, loss, strict=True)
-    )
-    body = axes(upper, x_ticks, y_ticks, "", "loss (nats/token)") + axes(
-        lower, x_ticks, lr_ticks, "trained tokens", "lr"
-    )
-    body += f'<g class="dots">{dots}</g>' + _line_path(upper, tokens, smooth, "line-a")
-    body += _line_path(lower, tokens, lr, "line-b")
-    return svg(lower.top + lower.height + BOTTOM, body, "Loss over trained tokens, with the learning rate below")
-
-
-def _line_path(panel: Panel, xs: Sequence[float], ys: Sequence[float], style: str) -> str:
-    points = " ".join(panel.place(x, y) for x, y in zip(xs, ys, strict=True))
-    return f'<polyline points="{points}" class="{style}"/>'
-
-
 def columns(heights: Sequence[float], *, x_label: str, y_label: str, height: float = 200) -> str:
     """One thin column a pack, 0 to 100 percent; heights are shares 0..1."""
     panel = Panel((0, len(heights)), (0, 100), TOP, height - TOP - BOTTOM)

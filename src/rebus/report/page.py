@@ -7,7 +7,8 @@ from rebus.report.gather import Way, read_targets
 from rebus.report.results import headline_eval
 from rebus.report.section_data import funnel_section, packs_section, quarantine_section, scores_section
 from rebus.report.section_made import limits_section, made_section, tiles_section
-from rebus.report.section_model import answers_section, eval_section, training_section
+from rebus.report.section_model import answers_section, eval_section
+from rebus.report.section_training import training_section
 from rebus.report.style import CSS, HATCH
 from rebus.version import __version__
 

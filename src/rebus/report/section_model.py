@@ -1,25 +1,20 @@
-"""The page's sections on the model: how it learned, what it knows, what it answers."""
+"""The page's sections on the model: what it knows, what it answers."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-import numpy as np
-
-from rebus.report.figures import bar, loss_curve, number
+from rebus.report.figures import bar, number
 from rebus.report.gather import Artifact, Way, read_json, read_lines
 from rebus.report.pictures import load_examples
-from rebus.report.results import evenly, metrics_of
+from rebus.report.results import evenly
 
 CONTROLS = (
     ("right_image", "its own picture", "bar-a"),
     ("wrong_image", "a wrong picture", "bar-b"),
     ("no_image", "no picture", "bar-b"),
 )
-
-MAX_DOTS = 1_200  # steps that are drawn; more would lie on one another
 
 
 @dataclass(frozen=True)
@@ -36,44 +31,6 @@ class SampleAnswer:
     @property
     def right(self) -> bool:
         return self.chosen == self.label
-
-
-def training_section(way: Way) -> str:
-    figures = [_curve(checkpoint) for checkpoint in way.of_kind("checkpoint") if metrics_of(checkpoint)]
-    return f'<div class="grid">{"".join(figures)}</div>' if figures else ""
-
-
-def _curve(checkpoint: Artifact) -> str:
-    rows = metrics_of(checkpoint)
-    losses = [row.loss for row in rows]
-    window = smoothing_window(len(rows))
-    smooth = moving_mean(losses, [row.num_supervised for row in rows], window)
-    rate = sum(row.num_tokens for row in rows) / max(sum(row.step_seconds for row in rows), 1e-9)
-    steps = "each step" if len(rows) <= MAX_DOTS else f"{MAX_DOTS:,} of the steps"
-    line = f"Line: mean over {window} steps, weighted by supervised tokens" if window > 1 else "The line joins them"
-    note = (
-        f"{rows[-1].step + 1:,} steps, {rows[-1].tokens_total:,} tokens, {rate:,.0f} tokens/s. Dots: {steps}. "
-        f"{line}; {smooth[0]:.2f} at first, {smooth[-1]:.2f} at last."
-    )
-    points = evenly(
-        [(row.tokens_total, row.loss, mean, row.lr) for row, mean in zip(rows, smooth, strict=True)], MAX_DOTS
-    )
-    drawing = loss_curve(*(list(series) for series in zip(*points, strict=True)))
-    return f'<figure><figcaption>{escape(checkpoint.name)}</figcaption><p class="note">{note}</p>{drawing}</figure>'
-
-
-def smoothing_window(num_steps: int) -> int:
-    """An odd number of steps, about a twentieth of the run, at least 1."""
-    return num_steps // 20 // 2 * 2 + 1
-
-
-def moving_mean(values: Sequence[float], weights: Sequence[float], window: int) -> list[float]:
-    """Weighted mean over `window` neighbours, centred; at the ends over those that exist."""
-    half = window // 2
-    return [
-        float(np.average(values[max(0, i - half) : i + half + 1], weights=weights[max(0, i - half) : i + half + 1]))
-        for i in range(len(values))
-    ]
 
 
 def eval_section(way: Way) -> str:

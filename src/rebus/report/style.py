@@ -77,6 +77,19 @@ polyline { fill: none; stroke-linejoin: round; vector-effect: non-scaling-stroke
 .outline-b { fill: var(--b-soft); stroke: var(--b); stroke-width: 2; stroke-dasharray: 5 2; }
 .line-a { stroke: var(--a); stroke-width: 2.2; }
 .line-b { stroke: var(--b); stroke-width: 1.8; }
+.line-c { stroke: var(--good); stroke-width: 1.8; stroke-dasharray: 6 3; }
+.line-d { stroke: var(--soft); stroke-width: 1.8; stroke-dasharray: 2 2; }
+.line-e { stroke: var(--bad); stroke-width: 1.8; stroke-dasharray: 8 2 2 2; }
+.heldout { fill: var(--paper); stroke: var(--b); stroke-width: 2; }
+line.skipped { stroke: var(--bad); stroke-width: 1.6; }
+.phase-wait { fill: var(--bad); }
+.phase-transfer { fill: url(#hatch); stroke: var(--b); stroke-width: 1; }
+.phase-forward { fill: var(--a); }
+.phase-backward { fill: var(--a); fill-opacity: .55; }
+.phase-communication { fill: var(--b); }
+.phase-optimizer { fill: var(--good); }
+.phase-saving { fill: var(--good); fill-opacity: .5; }
+.phase-other { fill: var(--soft); fill-opacity: .5; }
 .dots { fill: var(--a); opacity: .35; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 4px 0 0; }
 .legend span { display: inline-flex; align-items: center; gap: 6px; }

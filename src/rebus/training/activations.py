@@ -6,7 +6,8 @@ values and its result. What torch.compile saves of it is not foretold.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, Literal
 
 from torch import nn
 
@@ -23,11 +24,16 @@ FULL = 4
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
+NORMS: dict[Literal["layer", "rms"], type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+"""A LayerNorm keeps its input; torch's RMSNorm a copy in fp32 and its result before the weight, in fp32 too; those that
+transformers writes out (`hub`) a copy in fp32 and that result in the precision of computing."""
+
+
 @dataclass(frozen=True)
 class BlockShape:
     """Of a transformer block, in channels. read, inner: results of the layers before attention and before the MLP's
     activation; query: of all heads; hidden: what the MLP's last layer reads. products: results of all matrix products
-    in order. norm: bytes kept of a norm's input, for each channel. extra: further copies of `read` and `hidden`."""
+    in order. norm: see NORMS. extra: further copies of `read` and `hidden`."""
 
     width: int
     read: int
@@ -35,7 +41,7 @@ class BlockShape:
     inner: int
     hidden: int
     products: tuple[int, ...]
-    has_plain_norm: bool
+    norm: Literal["layer", "rms", "hub"]
     norms_learn: bool
     reads_learn: bool
     behind_learn: bool
@@ -53,7 +59,6 @@ def shape_of(block: nn.Module, *, is_quick: bool = False, is_turned: bool = Fals
     inner, hidden = _sizes(mlp)
     inside = {id(parameter) for _, _, module in linears for parameter in module.parameters()}
     dropped = sum(base(module).in_features for *_, module in linears if hasattr(module, "base_layer"))
-    is_rms = all("Layer" not in type(module).__name__ for name, module in block.named_children() if "norm" in name)
     return BlockShape(
         width=base(mlp[-1][1]).out_features,
         read=read,
@@ -61,7 +66,7 @@ def shape_of(block: nn.Module, *, is_quick: bool = False, is_turned: bool = Fals
         inner=inner,
         hidden=hidden,
         products=tuple(size for *_, module in linears for size in _products(module)),
-        has_plain_norm=not is_rms or any(isinstance(module, nn.RMSNorm) for module in block.modules()),
+        norm=next((kind for kind, made in NORMS.items() if any(isinstance(m, made) for m in block.modules())), "hub"),
         norms_learn=any(p.requires_grad for p in block.parameters() if id(p) not in inside),
         reads_learn=_learn(module for _, leaf, module in linears if leaf not in BEHIND),
         behind_learn=_learn(module for _, leaf, module in linears if leaf in BEHIND),
@@ -97,8 +102,9 @@ def kept(shape: BlockShape, compute: int, activations: str) -> float:
         return compute * shape.width
     if activations == "selective":
         return compute * (shape.width + shape.query + sum(shape.products[::2]))
-    norm = compute * shape.width if shape.has_plain_norm else FULL * shape.width
-    norm += compute * shape.width * (shape.norms_learn and not shape.has_plain_norm)
+    norm = (compute if shape.norm == "layer" else FULL) * shape.width
+    if shape.norm != "layer" and shape.norms_learn:  # what the weight is multiplied with
+        norm += (FULL if shape.norm == "rms" else compute) * shape.width
     norm += compute * shape.width * shape.reads_learn
     is_gated = shape.inner > shape.hidden
     mlp = shape.inner + shape.hidden * is_gated + shape.hidden * shape.behind_learn
@@ -135,15 +141,20 @@ def _first_live(model: VisionLanguageModel) -> int:
 
 
 def _around(model: VisionLanguageModel, compute: int, work: Work) -> float:
-    """Embeddings before and after pictures are laid in, the last norm; hidden states and their gradients at supervised
-    positions, and the output layer's gradient, which the loss makes on its way forward; what the connector keeps."""
-    width, head = model.head.in_features, model.head
-    ends = work.tokens * (compute * width * 3 + FULL * width)
-    loss = work.supervised * width * (compute + FULL) + FULL * head.weight.numel() * head.weight.requires_grad
-    per_row = 1 / model.image.merge_size**2 if isinstance(model.image, NativeConfig) else model.image.tokens_per_side**2
+    """The embeddings before pictures are laid in, rotary tables, the last norm's input in fp32 and its result before
+    its weight; the gradients of hidden states at supervised positions and of the output layer, which the loss makes on
+    its way forward; what the connector reads and makes."""
+    width, head, settings = model.head.in_features, model.head, model.language.config.get_text_config()
+    turned = 2 * compute * (getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads)
+    ends = work.tokens * (width * (FULL + compute * (1 + _learn([model.language.get_decoder().norm]))) + turned)
+    loss = FULL * (work.supervised * width + head.weight.numel() * head.weight.requires_grad)
     layers = [layer for layer in model.connector.mlp if isinstance(layer, nn.Linear)]
-    sizes = sum(layer.in_features + layer.out_features for layer in layers) * _learn([model.connector, model.tower])
-    return float(ends + loss + work.connected * per_row * compute * sizes)
+    sizes = sum(layer.in_features + layer.out_features for layer in layers)
+    if isinstance(model.image, NativeConfig):
+        per_row = sizes / model.image.merge_size**2 + model.connector.feature_width
+    else:
+        per_row = sizes * model.image.tokens_per_side**2
+    return float(ends + loss + work.connected * per_row * compute * _learn([model.connector, model.tower]))
 
 
 def _tower(model: VisionLanguageModel, recipe: TrainRecipe, work: Work) -> tuple[float, float]:
@@ -163,6 +174,8 @@ def _tower(model: VisionLanguageModel, recipe: TrainRecipe, work: Work) -> tuple
     kind = "full" if is_native and recipe.activations == "selective" else recipe.activations
     first = next(number for number, block in enumerate(listed) if _learn([block]))
     stored = sum(kept(shape, compute, kind) for shape in shapes[first:]) * tokens
+    if compute != FULL:  # the pixels that the first layer read, no longer in fp32
+        stored += work.encoded * prod(model.image.row_shape) * compute
     again = max(kept(shape, compute, "off") for shape in shapes) if kind != "off" else 0.0
     return stored, (again + moment * compute) * tokens
 

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
@@ -160,7 +160,7 @@ class Evaluations:
             return []
         self._done.add(ended.step)
         rows = [*read_evals(self._rows), result]
-        write_atomically(self._rows, "".join(json.dumps({"step": r.step, **r.figures}) + "\n" for r in rows))
+        write_atomically(self._rows, "".join(json.dumps(asdict(r)) + "\n" for r in rows))
         self._drop(checkpoint_at(self._out, ended.step))
         return [result]
 
@@ -179,8 +179,7 @@ class Evaluations:
 def read_evals(path: Path) -> list[EvalResult]:
     """The rows of evals.jsonl, in the order in which they were found."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = [json.loads(line) for line in lines]
-    return [EvalResult(row.pop("step"), row) for row in rows]
+    return [EvalResult(**json.loads(line)) for line in lines]
 
 
 def _numbers(results: dict) -> dict[str, float]:

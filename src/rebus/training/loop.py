@@ -8,7 +8,6 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -38,16 +37,14 @@ from rebus.training.stop import StopSignal
 from rebus.training.summary import show_summary
 from rebus.training.watchdog import Watchdog
 
-Resume = Literal["auto", "never"]
 
-
-def run(recipe: TrainRecipe, *, wanted: Resume = "auto") -> Path:
+def run(recipe: TrainRecipe, *, anew: bool = False) -> Path:
     """Trains, or goes on training, until the recipe's last step; the checkpoint in `recipe.out` is then whole.
 
-    wanted: `never` begins anew, whatever an earlier start left. Raises: Stopped where a signal asked for it.
+    anew: begins at step 0, whatever an earlier start left. Raises: Stopped where a signal asked for it.
     """
     manifest = describe(recipe)
-    if is_current(recipe.out, manifest) and wanted != "never":
+    if is_current(recipe.out, manifest) and not anew:
         say(f"{recipe.out} is up to date")
         return recipe.out
     started, mesh = time.monotonic(), join_mesh(recipe.device, always=recipe.precision != "fp32")
@@ -59,7 +56,7 @@ def run(recipe: TrainRecipe, *, wanted: Resume = "auto") -> Path:
             wait_for_all(mesh)
             this = open_run(recipe, mesh)
             with Watchdog(recipe.out, mesh, this.watch, recipe.stall_seconds) as dog:
-                done, progress = train(this, stop, dog, wanted=wanted)
+                done, progress = train(this, stop, dog, anew=anew)
                 if done < this.num_steps:
                     raise stop.stopped(done, this.num_steps)
                 finish(this, manifest, progress, wall_seconds=time.monotonic() - started)
@@ -68,12 +65,12 @@ def run(recipe: TrainRecipe, *, wanted: Resume = "auto") -> Path:
     return recipe.out
 
 
-def train(this: Run, stop: StopSignal, dog: Watchdog, *, wanted: Resume = "auto") -> tuple[int, Progress]:
+def train(this: Run, stop: StopSignal, dog: Watchdog, *, anew: bool = False) -> tuple[int, Progress]:
     """Steps from the last saved state to the end, or to where it was told to stop. Returns how many are done.
 
     Raises: DataError where too many documents are damaged, or too many steps in a row are not fit to be taken.
     """
-    done, progress = resume(this, wanted=wanted)
+    done, progress = resume(this, anew=anew)
     quarantine = open_quarantine(this.quarantine) if this.mesh.is_main else None
     with Record(this, done, stop) as record, closing(_steps(this, done)) as steps:
         for step, batches in steps:

@@ -53,14 +53,13 @@ class Memory:
 def memory_of(model: VisionLanguageModel, recipe: TrainRecipe, work: Work, *, world: int) -> Memory:
     """Of the fullest rank. model: on any device, meta too, not sharded yet, its `requires_grad` set. work: of the
     largest micro-batch. world: processes, one a GPU."""
-    compute = BYTES[recipe.precision]
     held = _held(model, recipe, world)
     states = held if not recipe.parallel.cpu_offload else _Held(held.apart, 0, 0, 0, held.apart)
     gradients = max(states.gradients, _pending(model, recipe, world))
     gathered = _gathered(model, recipe, world)
     activations, workspace = activations_of(model, recipe, work)
     rows = work.encoded * prod(model.image.row_shape) if work.encoded else 0.0
-    pixels = rows * (1 + FULL + (compute if compute != FULL else 0))
+    pixels = rows * (1 + FULL)  # bytes as they travel, and normalised
     total = states.weights + gradients + states.optimizer + states.average
     total += gathered + activations + workspace + pixels
     host = held.weights - held.apart + held.gradients + held.optimizer + held.average

@@ -35,6 +35,8 @@ STYLES = {
     "backward": "cyan",
     "communication": "magenta",
     "optimizer": "green",
+    "saving": "magenta",
+    "saving": "bright_green",
     "other": "bright_black",
 }
 SPARKS = "▁▂▃▄▅▆▇█"

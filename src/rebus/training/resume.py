@@ -38,12 +38,12 @@ def save(this: Run, done: int, progress: Progress) -> None:
         this.writer.settle()
 
 
-def resume(this: Run, *, wanted: str = "auto") -> tuple[int, Progress]:
+def resume(this: Run, *, anew: bool = False) -> tuple[int, Progress]:
     """Restores the last whole state, if there is one. Returns the next step and what added up before it.
 
-    wanted: `never` removes what an earlier start left and begins anew.
+    anew: removes what an earlier start left instead.
     """
-    if wanted == "never" and this.mesh.is_main:
+    if anew and this.mesh.is_main:
         shutil.rmtree(this.states, ignore_errors=True)
         this.quarantine.unlink(missing_ok=True)
     wait_for_all(this.mesh)

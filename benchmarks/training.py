@@ -98,7 +98,7 @@ class Rounds:
         self.image_token = shape.text["vocab_size"] - 1
         rows, per_batch = self._all_rows(shape)
         self.plain = PlainLoop(shape)
-        self.trainer = GroupedTrainer(shape, rows, per_batch, num_rounds + 1, folder / "trainer")
+        self.trainer = GroupedTrainer(shape, rows, per_batch, num_rounds, folder / "trainer")
         self.per_batch = per_batch
         self.taken: list[dict[str, Taken]] = []
         self.rows: list[StepRow] = []

@@ -9,6 +9,10 @@ import yaml
 from rebus.config import Config, check_recipe
 from rebus.model.config import ModelConfig
 from rebus.tokens.config import TokensConfig
+from rebus.training.config import TrainRecipe
+from rebus.training.metrics import StepRow
+from rebus.training.timing import PHASES
+from rebus.training.trackers import scalars
 
 DOCS = Path(__file__).parent.parent / "docs"
 SECTIONS: dict[str, type[Config]] = {"model": ModelConfig, "tokens": TokensConfig}
@@ -18,6 +22,22 @@ BLOCKS = re.findall(r"^```yaml (\w+)\n(.*?)^```", (DOCS / "families.md").read_te
 @pytest.mark.parametrize(("section", "text"), BLOCKS)
 def test_recipes_in_the_docs_are_accepted(section: str, text: str):
     check_recipe(SECTIONS[section], yaml.safe_load(text), "docs/families.md")
+
+
+def test_the_training_recipe_in_the_docs_is_accepted():
+    [recipe] = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "training.md").read_text(), re.M | re.S)
+    check_recipe(TrainRecipe, yaml.safe_load(recipe), "docs/training.md")
+
+
+def test_the_docs_name_what_trackers_show():
+    page = (DOCS / "training.md").read_text()
+    numbers = dict.fromkeys(("step", "epoch", "loss", "grad_norm", "lr", "num_tokens", "num_supervised"), 0)
+    numbers |= dict.fromkeys(("num_visual", "num_documents", "num_images", "tokens_total", "step_seconds"), 0)
+    row = StepRow(**numbers, phases=dict.fromkeys(PHASES, 0.0), mfu=0.5, heldout=1.0)
+    for name in scalars(row):
+        kind, _, rest = name.partition("/")
+        assert f"`{name}`" in page or (kind == "time" and "`time/PHASE`" in page and f"`{rest}`" in page), name
+    assert "`grad_norm/PART`" in page
 
 
 def test_token_counts_in_the_docs_are_computed():

@@ -1,5 +1,7 @@
 """Artifacts know themselves, and a half-made one is never taken for whole."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from rebus.errors import DataError, StrangerError
@@ -100,3 +102,10 @@ def test_strangers_are_told_apart_by_every_entry(tmp_path):
     with pytest.raises(StrangerError, match=r"(?s)capacity: expected 8, found 9.*Pack it again"):
         refuse_stranger(tmp_path, {"capacity": 8, "kind": "x"}, {"capacity": 9, "kind": "x"}, "Pack it again.")
     refuse_stranger(tmp_path, {"capacity": 8}, {"capacity": 8, "more": 1}, "")
+
+
+def test_threads_may_write_the_same_file(tmp_path):
+    """As where two pictures of a plan are the same and their features are cached side by side."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: write_atomically(tmp_path / "file", "same"), range(100)))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

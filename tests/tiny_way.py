@@ -72,9 +72,7 @@ def module_way(tmp_path_factory: pytest.TempPathFactory, speaking_folder: Path) 
     folder = tmp_path_factory.mktemp("way")
     colours = ["red", "green", "blue", "white", "black"]
     texts = [f"a photo of {'the ' * (i % 7)}{colours[i % 5]} square" for i in range(40)]
-    samples = [
-        TinySample(text, tiny_picture(colours[i % 5])) if i % 4 else talk(text) for i, text in enumerate(texts)
-    ]
+    samples = [TinySample(text, tiny_picture(colours[i % 5])) if i % 4 else talk(text) for i, text in enumerate(texts)]
     tokens = TokensConfig(tokenizer=speaking_folder, image=FixedConfig(size=32, tokens_per_side=2))
     shards = write_shards(folder / "shards", samples)
     pack(PackRecipe(shards=[shards], tokens=tokens, capacity=96, out=folder / "plan", num_workers=1))

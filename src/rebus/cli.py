@@ -117,6 +117,26 @@ def train(
     run(checked, anew=resume == "never")
 
 
+@app.command(epilog="Example: rebus budget recipes/open_qwen2vl/pretrain.yaml --gpus 8xA100-40G --price 2.0")
+def budget(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(help="YAML recipes of `rebus train`, and overrides.", metavar="RECIPE... [KEY=VALUE]..."),
+    ],
+    gpus: Annotated[str, typer.Option(help="Such as A100-40G, 8xH100, or 2x8xH100 for two nodes.")] = "8xA100-40G",
+    price: Annotated[float | None, typer.Option(min=0, help="Of an hour of one GPU.")] = None,
+    mfu: Annotated[str | None, typer.Option(help="Share of the peak, or metrics.jsonl of a run that knows.")] = None,
+    expected: Annotated[bool, typer.Option("--expected", help="By the recipe's `expected`, not the plan.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="One table row a recipe.")] = False,
+) -> None:
+    """Foretell memory, hours and cost of a training run, and what makes it fit; fails where it cannot."""
+    from rebus.training.budget import asked_of, run
+
+    paths = [Path(one) for one in recipes if "=" not in one]
+    overrides = [one for one in recipes if "=" in one]
+    run(paths, overrides, asked_of(gpus, mfu, price, expected), markdown=markdown)
+
+
 @app.command("eval", epilog="Example: rebus eval recipes/quickstart/eval.yaml limit=20")
 def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Evaluate a checkpoint: multiple choice by likelihood, free naming, with controls and intervals."""
@@ -270,7 +290,7 @@ def export(
     merge: Annotated[bool, typer.Option(help="Adapters added into the weights, or left as they are, alone.")] = True,
 ) -> None:
     """Write a checkpoint as a hub folder that plain transformers reads without Rebus, or say why none can hold it."""
-    from rebus.checkpoints.export import run
+    from rebus.checkpoints.exporting import run
 
     shard_bytes = int(shard_gb * 1e9)
     run(checkpoint, out, layout=layout, dtype=dtype, shard_bytes=shard_bytes, template=template, merge=merge)

@@ -72,9 +72,7 @@ def rows_of(folder: Path) -> list[StepRow]:
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     files = [path for path in sorted(folder.rglob("*.safetensors")) if "states" not in path.parts]
     assert files
-    return {
-        f"{path.name}/{name}": one for path in files for name, one in safetensors.torch.load_file(path).items()
-    }
+    return {f"{path.name}/{name}": one for path in files for name, one in safetensors.torch.load_file(path).items()}
 
 
 @pytest.mark.parametrize(("case", "world", "kind"), [name for name in NAMES if name[1] > 1])

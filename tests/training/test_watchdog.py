@@ -171,5 +171,3 @@ def test_a_frozen_rank_is_named_by_the_other(tmp_path: Path):
     finally:
         ranks[0].kill()
         ranks[0].communicate()
-
-

@@ -199,30 +199,3 @@ def _write_weights(parts: list[Piece], layout: Any, folder: Path, dtype: torch.d
 
 def _made(piece: Piece, theirs: str, layout: Any, dtype: torch.dtype) -> torch.Tensor:
     return dict(layout.from_ours(piece.name, piece.make()))[theirs].to(dtype)
-
-
-def run(
-    source: Path,
-    out: Path,
-    *,
-    layout: str | None,
-    dtype: str | None,
-    shard_bytes: int,
-    template: str | None,
-    merge: bool = True,
-) -> Path:
-    """`rebus export`: loads a checkpoint and writes it as a hub folder; with `merge` false, its adapters alone."""
-    from rebus.checkpoints.export_adapters import export_adapters
-    from rebus.checkpoints.load import load_model
-
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype is not None and dtype not in known:
-        raise ConfigError(f"dtype '{dtype}' is none of {', '.join(known)}.")
-    model, tokens = load_model(source, template=template)
-    if not merge:
-        form = export_adapters(model, tokens, out, layout, tower=(source / "tower").is_dir())
-        say(f"{out}: adapters on {model.config.language}, connector beside them; form '{form}'")
-        return out
-    name = export(model, tokens, out, layout, dtype=known[dtype] if dtype else None, shard_bytes=shard_bytes)
-    say(f"{out}: {name}" + "; plain transformers reads it" * (name in HUB_LAYOUTS))
-    return out

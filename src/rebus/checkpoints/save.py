@@ -223,7 +223,9 @@ def gather_file(path: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dt
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach()
-    return tensor.detach().to(tensor.device_mesh.device_type).full_tensor()  # rows may be offloaded to the host
+    at_home: Any = tensor.detach().to(tensor.device_mesh.device_type)  # its rows may be offloaded to the host
+    whole: torch.Tensor = at_home.full_tensor()
+    return whole
 
 
 def refuse_filled(folder: Path) -> None:

@@ -29,6 +29,13 @@ def test_the_training_recipe_in_the_docs_is_accepted():
     check_recipe(TrainRecipe, yaml.safe_load(recipe), "docs/training.md")
 
 
+def test_the_adapters_in_the_docs_are_accepted():
+    recipes = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "lora.md").read_text(), re.M | re.S)
+    assert len(recipes) == 3
+    for recipe in recipes:
+        check_recipe(TrainRecipe, yaml.safe_load(recipe), "docs/lora.md")
+
+
 def test_the_docs_name_what_trackers_show():
     page = (DOCS / "training.md").read_text()
     numbers = dict.fromkeys(("step", "epoch", "loss", "grad_norm", "lr", "num_tokens", "num_supervised"), 0)

@@ -1,5 +1,5 @@
-"""`rebus budget`: what a run will take, before it is started: memory, steps, hours, cost; and what makes it fit where it
-does not. docs/budget.md states the formulae and what of them is assumed."""
+"""`rebus budget`: what a run will take, before it is started: memory, steps, hours, cost; and what makes it fit where
+it does not. docs/budget.md states the formulae and what of them is assumed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,7 +19,7 @@ from rebus.mesh import Mesh
 from rebus.model.config import LoraConfig
 from rebus.model.families import VisionLanguageModel
 from rebus.pictures.config import ImageConfig
-from rebus.training.budget_facts import Facts, facts_of
+from rebus.training.budget_facts import Facts, facts_of, likely_image, plan_of
 from rebus.training.config import TrainRecipe, TrainsConfig
 from rebus.training.devices import Gpus, parse_gpus
 from rebus.training.flops import flops_of
@@ -135,18 +135,16 @@ def foretell(recipe: TrainRecipe, path: Path, asked: Asked) -> Budget:
 def open_shapes(recipe: TrainRecipe, path: Path, asked: Asked) -> tuple[VisionLanguageModel, Facts]:
     """The model on the meta device and what it will read. Adapters are made; what they stand on is not quantised here,
     since memory_of counts that from its shape."""
-    start = _start(recipe, path)
-    image: ImageConfig | None = None
+    start, plan = _start(recipe, path), plan_of(recipe)
+    image: ImageConfig | None = plan.tokens.image if plan is not None else None
+    if image is None and start.model is not None:
+        has_newline = "newline" in start.trains or "newline" in recipe.trains
+        image = likely_image(recipe, start.model, has_newline=has_newline)
     lora = recipe.lora.model_copy(update={"quantise": None}) if recipe.lora is not None else None
-    if start.init is None or (recipe.plan / "manifest.json").is_file():
-        named = recipe.model_copy(update={"model": start.model, "init": start.init})
-        known = "newline" in start.trains and "newline" not in named.trains
-        trains = {**named.trains, "newline": TrainsConfig(lr=0)} if known else named.trains
-        image = facts_of(named.model_copy(update={"trains": trains}), prefer_expected=asked.prefer_expected).image
     with no_init_weights():
-        made = open_skeleton(start.init, start.model, image=image, lora=lora, weights=False).model
-    made.language.tie_weights()
-    return made, facts_of(recipe, made.image, prefer_expected=asked.prefer_expected)
+        model = open_skeleton(start.init, start.model, image=image, lora=lora, weights=False).model
+    model.language.tie_weights()
+    return model, facts_of(recipe, plan, model.image, prefer_expected=asked.prefer_expected)
 
 
 def _start(recipe: TrainRecipe, path: Path) -> TrainRecipe:
@@ -166,8 +164,8 @@ def fits(budget: Budget, asked: Asked) -> bool:
     return budget.memory.total <= asked.gpus.device.memory
 
 
-def knobs(recipe: TrainRecipe, capacity: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What could make a run smaller, in the order of what it costs the result: (as said on the command line, fields)."""
+def knobs(recipe: TrainRecipe) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What could make a run smaller, in the order of what it costs: (as said on the command line, fields)."""
     if recipe.packs_per_batch > 1:
         yield "packs_per_batch=1", {"packs_per_batch": 1}
     if recipe.activations != "full":
@@ -190,9 +188,9 @@ def knobs(recipe: TrainRecipe, capacity: int) -> Iterator[tuple[str, dict[str, A
         yield "parallel.cpu_offload=true", {"parallel": recipe.parallel.model_copy(update={"cpu_offload": True})}
 
 
-def what_fits(recipe: TrainRecipe, path: Path, asked: Asked, capacity: int) -> str | None:
+def what_fits(recipe: TrainRecipe, path: Path, asked: Asked) -> str | None:
     """The first knob that makes the run fit by itself, else the first that does on top of those before it."""
-    tried = list(knobs(recipe, capacity))
+    tried = list(knobs(recipe))
     for name, update in tried:
         if fits(foretell(recipe.model_copy(update=update), path, asked), asked):
             return name
@@ -212,7 +210,7 @@ def what_fits(recipe: TrainRecipe, path: Path, asked: Asked, capacity: int) -> s
 def _refusal(recipe: TrainRecipe, path: Path, budget: Budget, asked: Asked) -> str:
     device = asked.gpus.device
     needs, has = budget.memory.total / GB, device.memory / GB
-    knob = what_fits(recipe, path, asked, budget.facts.capacity)
+    knob = what_fits(recipe, path, asked)
     smaller = f"packs of a smaller capacity than {budget.facts.capacity:,} tokens, or more or larger GPUs"
     return f"{path} needs {needs:,.1f} GB a GPU, a {device.name} has {has:,.1f} GB. " + (
         f"It fits with {knob}." if knob else f"No setting makes it fit: take {smaller}."
@@ -253,7 +251,7 @@ def _markdown(paths: Sequence[Path], overrides: Sequence[str], asked: Asked) -> 
     for path in paths:
         recipe = load_recipe(TrainRecipe, path, list(overrides))
         budget = foretell(recipe, path, asked)
-        knob = "yes" if fits(budget, asked) else what_fits(recipe, path, asked, budget.facts.capacity) or "no"
+        knob = "yes" if fits(budget, asked) else what_fits(recipe, path, asked) or "no"
         cells = [f"{budget.memory.total / GB:,.1f}", f"{budget.steps:,}", f"{budget.tokens:,.0f}"]
         cells += [f"{budget.seconds:,.1f}", f"{budget.hours:,.1f}", f"{budget.hours * asked.gpus.num:,.0f}"]
         answer = knob if knob in ("yes", "no") else f"with {knob}"

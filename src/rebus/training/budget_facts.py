@@ -7,6 +7,7 @@ import numpy as np
 
 from rebus.errors import ConfigError
 from rebus.fingerprint import MANIFEST
+from rebus.model.config import ModelConfig
 from rebus.packs.plan import Plan, open_plan
 from rebus.pictures.config import AnyresConfig, FixedConfig, ImageConfig, NativeConfig
 from rebus.training.config import ExpectedConfig, TrainRecipe
@@ -19,7 +20,7 @@ UNPADDED = 0.8
 @dataclass(frozen=True)
 class Facts:
     """packs: in one epoch. capacity: of one. fill: of it, tokens. visual, supervised: shares of those. documents: a
-    pack. mean, most: work of the mean pack, and of the fullest. image: the rule, None where the model's start has it.
+    pack. mean, most: work of the mean pack, and of the fullest. image: the rule of pictures.
     assumed: what of it is no count.
     """
 
@@ -31,20 +32,22 @@ class Facts:
     documents: float
     mean: Work
     most: Work
-    image: ImageConfig | None
+    image: ImageConfig
     assumed: tuple[str, ...]
 
 
-def facts_of(recipe: TrainRecipe, image: ImageConfig | None = None, *, prefer_expected: bool = False) -> Facts:
-    """image: of the model's start, where the plan does not say it. prefer_expected: even where a plan lies here.
+def plan_of(recipe: TrainRecipe) -> Plan | None:
+    """The recipe's plan, where it lies here."""
+    return open_plan(recipe.plan) if (recipe.plan / MANIFEST).is_file() else None
+
+
+def facts_of(recipe: TrainRecipe, plan: Plan | None, image: ImageConfig, *, prefer_expected: bool = False) -> Facts:
+    """image: of the model. prefer_expected: the recipe's own figures, even where there is a plan.
 
     Raises: ConfigError where there is neither.
     """
-    plan = open_plan(recipe.plan) if (recipe.plan / MANIFEST).is_file() else None
-    if plan is not None:
-        image = plan.tokens.image
     if recipe.expected is not None and (plan is None or prefer_expected):
-        return _expected(recipe.expected, image or _likely_image(recipe))
+        return _expected(recipe.expected, image)
     if plan is None:
         raise ConfigError(
             f"there is no plan at {recipe.plan}, and the recipe has no `expected` section to foretell from. Make the "
@@ -137,18 +140,20 @@ def _rows(image: ImageConfig, visual: float, pictures: float) -> tuple[float, fl
     return pictures, 0.0
 
 
-def _likely_image(recipe: TrainRecipe) -> ImageConfig:
-    """The rule that a recipe must mean whose plan is not there: tiles where a newline learns, else squares with as many
-    tokens as `expected` says of a picture. A tower's patches are 14 pixels wide."""
-    expected, model = recipe.expected, recipe.model
-    if model is None or expected is None or model.mrope_section is not None:
+def likely_image(recipe: TrainRecipe, model: ModelConfig, *, has_newline: bool) -> ImageConfig:
+    """The rule that a recipe must mean which starts from this and whose plan is not there: LLaVA-NeXT's tiles where a
+    newline learns, else squares with as many tokens as `expected` says of a picture. Patches are 14 pixels wide.
+
+    Raises: ConfigError where no such rule goes with the model.
+    """
+    expected, size = recipe.expected, model.tower.image_size
+    if expected is None or model.mrope_section is not None:
         raise ConfigError(
-            f"neither the plan {recipe.plan} nor the model that it starts from says how pictures are cut."
+            f"there is no plan at {recipe.plan}, and nothing else says how pictures are cut. Make the plan (`rebus "
+            "pack`) first."
         )
-    size = model.tower.image_size
-    if "newline" in recipe.trains:
-        side = size // 14
-        grids = {"grids": AnyresConfig(kind="anyres").grids}
-        return AnyresConfig(kind="anyres", size=size, tokens_per_side=side, **grids)
+    if has_newline:
+        return AnyresConfig(kind="anyres", size=size, tokens_per_side=size // 14)
     tokens = expected.visual * expected.document_tokens / (expected.pictures or 1)
-    return FixedConfig(size=size, tokens_per_side=max(1, round(tokens**0.5)), patch_size=14)
+    side = min(size // 14, max(1, round(tokens**0.5)))
+    return FixedConfig(size=size, tokens_per_side=side, patch_size=14)

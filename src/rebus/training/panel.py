@@ -35,7 +35,6 @@ STYLES = {
     "backward": "cyan",
     "communication": "magenta",
     "optimizer": "green",
-    "saving": "magenta",
     "saving": "bright_green",
     "other": "bright_black",
 }

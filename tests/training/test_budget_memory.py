@@ -11,22 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rebus.batches.batch import Batch
 from rebus.mesh import Mesh, join_mesh, leave_mesh
-from rebus.model.adapters import add_lora
-from rebus.model.config import LoraConfig
 from rebus.model.families import VisionLanguageModel
 from rebus.training.activations import activations_of
 from rebus.training.config import TrainRecipe
 from rebus.training.flops import flops_of
-from rebus.training.memory import memory_of, quantised_bytes
-from rebus.training.optimizer import build_optimizer, take_step
-from rebus.training.parallel import distribute, recompute
+from rebus.training.parallel import recompute
 from rebus.training.parts import freeze_all_but
 from tiny_families import MAKERS, arguments, batch_of, documents_of
 

@@ -52,7 +52,8 @@ def is_quantised(module: nn.Module) -> bool:
 def quantised_parameters(model: nn.Module) -> set[nn.Parameter]:
     """The weights held in 4 or 8 bits. FSDP cannot cut them into rows: they go into its `ignored_params`, and every
     rank holds all of them."""
-    return {layer.weight for layer in model.modules() if is_quantised(layer) and isinstance(layer, nn.Linear)}
+    layers: list[Any] = [layer for layer in model.modules() if is_quantised(layer)]
+    return {layer.weight for layer in layers}
 
 
 def exact_weight(layer: Any) -> torch.Tensor:

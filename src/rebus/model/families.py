@@ -195,13 +195,14 @@ def load_language(config: ModelConfig) -> Any:
     settings = transformers.AutoConfig.from_pretrained(config.language, local_files_only=True)
     _refuse_unsupported(config, settings)
     transformers.utils.logging.disable_progress_bar()
-    language, found = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         config.language,
         dtype=torch.float32,
         attn_implementation=attention.PACKED,
         local_files_only=True,
         output_loading_info=True,
     )
+    language, found = loaded
     if missing := found["missing_keys"]:  # transformers would leave them random
         raise DataError(f"{config.language} lacks {len(missing)} tensors, such as '{min(missing)}'. Fetch it again.")
     return _with_positions(language, config)

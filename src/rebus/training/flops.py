@@ -167,7 +167,7 @@ class _Walk:
 
     def _transformer(self, tower: Any) -> None:
         count, model = tower.num_patches + tower.num_special, tower.model
-        cut = next(module for module in model.embeddings.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+        cut: Any = next(module for module in model.embeddings.modules() if isinstance(module, nn.Conv2d | nn.Linear))
         once = 2.0 * cut.weight.numel() * tower.num_patches
         self.add("encoded", once, once * _learns([cut.weight]))
         layers = model.encoder.layer if hasattr(model.encoder, "layer") else model.encoder.layers
@@ -179,7 +179,7 @@ class _Walk:
     def connector(self, model: VisionLanguageModel) -> None:
         image, connector = model.image, model.connector
         is_native = isinstance(image, NativeConfig)
-        tokens = 1 / image.merge_size**2 if is_native else image.tokens_per_side**2
+        tokens = 1 / image.merge_size**2 if isinstance(image, NativeConfig) else image.tokens_per_side**2
         self.is_live |= _learns((connector.ln_q if is_native else connector.norm).parameters())
         for layer in connector.mlp:
             if isinstance(layer, nn.Linear):

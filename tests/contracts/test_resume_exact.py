@@ -30,7 +30,7 @@ from tiny_way import TinyWay, talk
 STEPS = 64  # enough that every kill lands inside the run
 COLOURS = ["red", "green", "blue", "white", "black"]
 COMMON = {"steps": STEPS, "save_every": 1, "trackers": [], "max_bad_share": 0.5, "stall_seconds": 120.0}
-ADAPTERS = {**COMMON, "packs_per_step": 2, "guard": {"spike": 1.2, "max_skipped": STEPS}}
+ADAPTERS = {**COMMON, "packs_per_step": 2, "guard": {"spike": 1.2, "window": 8, "max_skipped": STEPS}}
 """With dropout, two micro-batches a step, and a guard that skips steps by what it remembers."""
 EVERYTHING = {
     **COMMON,

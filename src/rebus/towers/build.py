@@ -21,7 +21,7 @@ def build_tower(config: TowerConfig, device: str = "cpu", *, with_weights: bool 
     """
     if config.kind in ("qwen2_vl", "qwen2_5_vl"):
         raise ConfigError(f"a tower of kind '{config.kind}' comes with a whole checkpoint: load that.")
-    builders: dict[str, Callable[[TowerConfig], "torch.nn.Module"]] = {
+    builders: dict[str, Callable[[TowerConfig], torch.nn.Module]] = {
         "efficientnet_lite0": partial(build_efficientnet, with_weights=with_weights),
         "transformers": build_transformers,
         "fused": partial(_build_fused, with_weights=with_weights),

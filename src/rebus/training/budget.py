@@ -250,11 +250,15 @@ def _markdown(paths: Sequence[Path], overrides: Sequence[str], asked: Asked) -> 
     yield "|---|---|---|---|---|---|---|---|---|"
     for path in paths:
         recipe = load_recipe(TrainRecipe, path, list(overrides))
-        budget = foretell(recipe, path, asked)
-        knob = "yes" if fits(budget, asked) else what_fits(recipe, path, asked) or "no"
+        try:
+            budget = foretell(recipe, path, asked)
+        except ConfigError as error:  # of these GPUs, or of this recipe: the others have their rows
+            yield f"| {path.with_suffix('')} | {asked.gpus} | | | | | | | {error} |"
+            continue
+        knob = "yes" if fits(budget, asked) else what_fits(recipe, path, asked)
         cells = [f"{budget.memory.total / GB:,.1f}", f"{budget.steps:,}", f"{budget.tokens:,.0f}"]
         cells += [f"{budget.seconds:,.1f}", f"{budget.hours:,.1f}", f"{budget.hours * asked.gpus.num:,.0f}"]
-        answer = knob if knob in ("yes", "no") else f"with {knob}"
+        answer = "no" if knob is None else knob if knob == "yes" else f"with {knob}"
         yield f"| {path.with_suffix('')} | {asked.gpus} | {' | '.join(cells)} | {answer} |"
 
 

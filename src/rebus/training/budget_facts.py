@@ -76,7 +76,9 @@ def _counted(plan: Plan, expected: ExpectedConfig | None) -> Facts:
         frame_pairs=squares.sum() / packs if isinstance(image, NativeConfig) else 0.0,
     )
     most = float(np.add.reduceat(rows, plan.bounds[:-1]).max())
-    assumed: tuple[str, ...] = () if expected is not None else ("every token of text is supervised (a plan does not say which)",)
+    assumed: tuple[str, ...] = (
+        () if expected is not None else ("every token of text is supervised (a plan does not say which)",)
+    )
     if isinstance(image, NativeConfig):
         assumed += ("pictures of a document are alike, and one frame each",)
     return Facts(

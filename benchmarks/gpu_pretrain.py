@@ -174,6 +174,7 @@ def build(shape: Shape, recipe: TrainRecipe, mesh: Any) -> tuple[Any, Flops, Any
     trainable = freeze_all_but(model, recipe.trains)
     flops = flops_of(model, recipe.activations)
     model.to_empty(device=recipe.device)
+    model.language.tie_weights()  # emptied one by one, tied weights are two
     reset_buffers(model, config, shape)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -16,8 +16,8 @@ from rebus.training.config import TrainsConfig
 from rebus.training.parts import freeze_all_but
 from tiny_hub import inputs_of, logits
 
-KINDS = {"nf4": 0.12, "fp4": 0.2, "int8": 0.01}
-"""Relative error of a weight matrix, measured: 0.09, 0.15 and 0.006."""
+KINDS = {"nf4": 0.11, "fp4": 0.15, "int8": 0.01}
+"""Relative error of a weight matrix, measured here: 0.093, 0.124 and 0.0065."""
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,9 +1,9 @@
 """What a training recipe says. A stage is data: what trains, at which rate, on which plan; its name means nothing."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rebus.config import Config
 from rebus.model.config import LoraConfig, ModelConfig
@@ -180,6 +180,12 @@ class TrainRecipe(Config):
     shard_cache: Path | None = None
     shard_cache_gb: float = Field(default=20, gt=0)
     expected: ExpectedConfig | None = None
+
+    @field_validator("activations", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        """YAML 1.1 reads an unquoted `off` as false."""
+        return "off" if value is False else value
 
     @model_validator(mode="after")
     def _one_start_one_length(self) -> "TrainRecipe":

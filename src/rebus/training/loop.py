@@ -88,7 +88,7 @@ def train(this: Run, stop: StopSignal, dog: Watchdog, *, anew: bool = False) -> 
                 break
             record.evaluate(done)
         this.writer.settle()
-        record.finish()
+        record.finish(dog)
     return done, progress
 
 

@@ -13,6 +13,7 @@ from rebus.training.resume import Progress
 from rebus.training.start import Run
 from rebus.training.stop import StopSignal
 from rebus.training.trackers import open_trackers
+from rebus.training.watchdog import Watchdog
 
 
 class Record:
@@ -69,10 +70,15 @@ class Record:
             if self._evaluations is not None:
                 self._evaluations.start(done, folder)
 
-    def finish(self) -> None:
-        """Waits for the evaluations that are left, unless the run was told to stop."""
+    def finish(self, dog: Watchdog) -> None:
+        """Waits for the evaluations that are left, unless the run was told to stop; the watchdog hears of it."""
+
+        def is_stopped() -> bool:
+            dog.beat(self._this.num_steps)
+            return self._stop.is_set
+
         if self._evaluations is not None:
-            for result in self._evaluations.close(is_stopped=lambda: self._stop.is_set):
+            for result in self._evaluations.close(is_stopped=is_stopped):
                 self._trackers.log_eval(result.step, result.figures)
 
     def _heldout_loss(self) -> float:

@@ -19,7 +19,7 @@ from rebus.mesh import Mesh
 from rebus.model.config import LoraConfig
 from rebus.model.families import VisionLanguageModel
 from rebus.pictures.config import ImageConfig
-from rebus.training.budget_facts import Facts, facts_of, likely_image, plan_of
+from rebus.training.budget_facts import Facts, facts_of, feed_of, likely_image
 from rebus.training.config import TrainRecipe, TrainsConfig
 from rebus.training.devices import Gpus, parse_gpus
 from rebus.training.flops import flops_of
@@ -135,8 +135,8 @@ def foretell(recipe: TrainRecipe, path: Path, asked: Asked) -> Budget:
 def open_shapes(recipe: TrainRecipe, path: Path, asked: Asked) -> tuple[VisionLanguageModel, Facts]:
     """The model on the meta device and what it will read. Adapters are made; what they stand on is not quantised here,
     since memory_of counts that from its shape."""
-    start, plan = _start(recipe, path), plan_of(recipe)
-    image: ImageConfig | None = plan.tokens.image if plan is not None else None
+    start, feed = _start(recipe, path), feed_of(recipe)
+    image: ImageConfig | None = feed.plan.tokens.image if feed is not None else None
     if image is None and start.model is not None:
         has_newline = "newline" in start.trains or "newline" in recipe.trains
         image = likely_image(recipe, start.model, has_newline=has_newline)
@@ -144,7 +144,7 @@ def open_shapes(recipe: TrainRecipe, path: Path, asked: Asked) -> tuple[VisionLa
     with no_init_weights():
         model = open_skeleton(start.init, start.model, image=image, lora=lora, weights=False).model
     model.language.tie_weights()
-    return model, facts_of(recipe, plan, model.image, prefer_expected=asked.prefer_expected)
+    return model, facts_of(recipe, feed, model.image, prefer_expected=asked.prefer_expected)
 
 
 def _start(recipe: TrainRecipe, path: Path) -> TrainRecipe:

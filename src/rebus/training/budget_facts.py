@@ -5,10 +5,10 @@ from math import ceil
 
 import numpy as np
 
+from rebus.batches.feed import Feed, open_feed
 from rebus.errors import ConfigError
 from rebus.fingerprint import MANIFEST
 from rebus.model.config import ModelConfig
-from rebus.packs.plan import Plan, open_plan
 from rebus.pictures.config import AnyresConfig, FixedConfig, ImageConfig, NativeConfig
 from rebus.training.config import ExpectedConfig, TrainRecipe
 from rebus.training.flops import Work
@@ -36,27 +36,28 @@ class Facts:
     assumed: tuple[str, ...]
 
 
-def plan_of(recipe: TrainRecipe) -> Plan | None:
-    """The recipe's plan, where it lies here."""
-    return open_plan(recipe.plan) if (recipe.plan / MANIFEST).is_file() else None
+def feed_of(recipe: TrainRecipe) -> Feed | None:
+    """The recipe's plan, opened, where it lies here."""
+    return open_feed(recipe.plan) if (recipe.plan / MANIFEST).is_file() else None
 
 
-def facts_of(recipe: TrainRecipe, plan: Plan | None, image: ImageConfig, *, prefer_expected: bool = False) -> Facts:
+def facts_of(recipe: TrainRecipe, feed: Feed | None, image: ImageConfig, *, prefer_expected: bool = False) -> Facts:
     """image: of the model. prefer_expected: the recipe's own figures, even where there is a plan.
 
     Raises: ConfigError where there is neither.
     """
-    if recipe.expected is not None and (plan is None or prefer_expected):
+    if recipe.expected is not None and (feed is None or prefer_expected):
         return _expected(recipe.expected, image)
-    if plan is None:
+    if feed is None:
         raise ConfigError(
             f"there is no plan at {recipe.plan}, and the recipe has no `expected` section to foretell from. Make the "
             "plan (`rebus pack`), or say what it will hold."
         )
-    return _counted(plan, recipe.expected)
+    return _counted(feed, recipe.expected)
 
 
-def _counted(plan: Plan, expected: ExpectedConfig | None) -> Facts:
+def _counted(feed: Feed, expected: ExpectedConfig | None) -> Facts:
+    plan = feed.plan
     lengths = plan.table["num_tokens"].to_numpy().astype(np.float64)
     patches = plan.table["num_patches"].to_numpy().astype(np.float64)
     images = plan.table["num_images"].to_numpy().astype(np.float64)

@@ -13,7 +13,7 @@ import pytest
 import safetensors
 import yaml
 
-from rebus.cli import main
+from rebus.cli import explain, main
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:
@@ -122,8 +122,15 @@ def test_a_full_disk_seen_by_a_library_is_told_alike(capsys, tiny_way, monkeypat
     monkeypatch.setattr("safetensors.torch.save_file", full_disk)
     status, message = run(capsys, "train", str(tiny_way.recipe("full", steps=1)))
     assert status == 1
-    assert "error: No space left on device. Free some space" in message
+    assert "error: step 1 could not be saved" in message
+    assert "No space left on device" in message
+    assert "Free space" in message
     assert "defect" not in message
+
+
+def test_a_full_disk_is_told_alike_where_no_stage_saw_it():
+    error = safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+    assert explain(error).startswith("error: No space left on device. Free some space")
 
 
 def test_a_defect_says_so_and_debug_shows_the_traceback(capsys, monkeypatch):

@@ -18,8 +18,8 @@ output = Console()
 
 
 def say(message: str) -> None:
-    """One line for the person who waits."""
-    console.print(message, highlight=False)
+    """One line for the person who waits; whole in a log, where no terminal breaks it."""
+    console.print(message, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def printable(text: str, kept: str = "") -> str:

@@ -13,6 +13,7 @@ from rebus.batches.feed import Feed, build_batch, open_feed
 from rebus.errors import DataError
 from rebus.mesh import Mesh, sum_over_ranks
 from rebus.model.families import VisionLanguageModel
+from rebus.training.step import loss_of
 
 
 def open_heldout(plan: Path, training: Feed) -> Feed:
@@ -41,7 +42,7 @@ def heldout_loss(
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses, of supervised tokens
     with _looking_only(model, device):
         for batch, weight in _share(feed, num_packs, packs_per_batch, mesh):
-            loss, num_supervised = _loss(model, batch, device)
+            loss, num_supervised = loss_of(model, batch.to(device))
             sums += weight * torch.stack([loss.double(), loss.new_tensor(num_supervised, dtype=torch.float64)])
     loss_sum, count = sum_over_ranks(sums, mesh).tolist()
     if not count:
@@ -56,20 +57,6 @@ def _share(feed: Feed, num_packs: int | None, packs_per_batch: int, mesh: Mesh) 
     for first in range(0, len(groups), mesh.world):
         place = first + mesh.rank
         yield build_batch(feed, groups[place if place < len(groups) else 0]), int(place < len(groups))
-
-
-def _loss(model: VisionLanguageModel, batch: Batch, device: str) -> tuple[torch.Tensor, int]:
-    there = batch.to(device)
-    return model(
-        there.ids,
-        there.labels,
-        there.positions,
-        there.bounds,
-        there.pixels,
-        there.slots,
-        there.grids,
-        there.names,
-    )
 
 
 @contextmanager

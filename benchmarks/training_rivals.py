@@ -105,15 +105,14 @@ class GroupedTrainer(transformers.TrainerCallback):
 
     Its batches are those of its own length-grouping sampler over all `rows`, `per_batch` documents each, of which
     `num_steps` evenly spaced ones are trained on: the sampler goes from long to short, and a few of its first would be
-    long ones alone. Before them comes a step of a few words, to warm up.
+    long ones alone.
     """
 
     def __init__(self, shape: Shape, rows: Sequence[Row], per_batch: int, num_steps: int, folder: Path) -> None:
         order = list(LengthGroupedSampler(per_batch, dataset=rows, generator=torch.Generator().manual_seed(0)))  # type: ignore[arg-type]
         batches = [order[start : start + per_batch] for start in range(0, len(order) - per_batch, per_batch)]
         chosen = [batches[int((number + 0.5) * len(batches) / num_steps)] for number in range(num_steps)]
-        words = {name: value[-16:] for name, value in rows[order[0]].items() if name != "pixel_values"}
-        self.batches = [[words] * per_batch, *([rows[document] for document in batch] for batch in chosen)]
+        self.batches = [[rows[document] for document in batch] for batch in chosen]
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._train, args=(shape, folder), daemon=True)
         self._step, self._failure = 0, None

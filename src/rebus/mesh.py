@@ -54,6 +54,11 @@ def join_mesh(device: str = "cpu", *, always: bool = False) -> Mesh:
     return Mesh(rank, world, local_rank, is_joined=True)
 
 
+def is_first_process() -> bool:
+    """Whether this is rank 0, or alone, by torchrun's environment; also before the group is joined and after."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 _PLACE = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 

@@ -28,13 +28,21 @@ CASES = {
     "adapters": {**LORA, "packs_per_batch": 2},
     "everything": {**EVERYTHING, "optimizer": {"max_grad_norm": 0.1}},
     "everything_again": {**EVERYTHING, "activations": "full", "ema": {"decay": 0.5}, "packs_per_batch": 2},
+    "muon": {**EVERYTHING, "optimizer": {"kind": "muon"}},
 }
 LAYOUTS = {
     1: [{"kind": "shard"}],
     2: [{"kind": "shard"}, {"kind": "replicate"}],
-    4: [{"kind": "shard", "reshard_after_forward": False}, {"kind": "replicate"}, {"kind": "hybrid", "shard_ranks": 2}],
+    4: [
+        {"kind": "shard", "reshard_after_forward": False, "reduce_every_batch": True},
+        {"kind": "replicate"},
+        {"kind": "hybrid", "shard_ranks": 2},
+    ],
 }
-ONLY = {"everything_again": ((1, "shard"), (2, "shard"), (4, "hybrid"))}
+ONLY = {
+    "everything_again": ((1, "shard"), (2, "shard"), (4, "hybrid")),
+    "muon": ((1, "shard"), (2, "shard"), (4, "hybrid")),
+}
 NAMES = [
     (case, world, layout["kind"])
     for case in CASES

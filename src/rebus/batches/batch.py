@@ -11,9 +11,9 @@ from rebus.records import Damage
 IGNORE = -100
 """Label of a position that predicts nothing that counts."""
 
-TENSORS = ("ids", "labels", "positions", "pixels")
-"""What travels to the device. The rest are small whole numbers that layouts are computed from: they stay on the host,
-so that no kernel is waited for."""
+TENSORS = ("positions", "pixels")
+"""What travels to the device. The rest are small whole numbers that layouts and choices are computed from: they stay on
+the host, so that no kernel is waited for; of ids and labels the model sends what it needs."""
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,11 @@ class StateWriter:
         return self._open is not None
 
     @property
+    def sealed(self) -> int:
+        """The step of the last state that this run has made whole; -1 before the first."""
+        return self._sealed
+
+    @property
     def is_written(self) -> bool:
         """This rank's file is on disk, or no state is open. Raises: DataError where the disk refused it."""
         if self._open is None or not self._open.file.done():

@@ -101,7 +101,7 @@ class VisionLanguageModel(nn.Module):
         ids: int64 [T], -1 at image slots. positions: int64 [T], from 0 in each document, or [3, T] for M-RoPE.
         pixels: float32 [R, *row_shape] of the image rule, or features [N, num_tokens, C] that the tower made before.
         On the host: bounds int32 [D + 1]; slots int64 [N, 2] (start, length); grids int64 [N, 3], how each picture's
-        rows lie. keys [D] name samples in errors. Raises: SlotMismatchError.
+        rows lie; ids (and labels) best there too. keys [D] name samples in errors. Raises: SlotMismatchError.
         """
         embeddings = self.embed(ids, pixels, slots, grids, bounds, keys)
         output = self.language.get_decoder()(
@@ -122,7 +122,7 @@ class VisionLanguageModel(nn.Module):
         keys: Sequence[str] = (),
     ) -> torch.Tensor:
         """Embeddings [T, H], image tokens in their slots."""
-        embeddings = self.language.get_input_embeddings()(ids.clamp_min(0))
+        embeddings = self.language.get_input_embeddings()(ids.clamp_min(0).to(pixels.device, non_blocking=True))
         if len(pixels) == 0 and len(slots) == 0:
             # Every rank walks the same graph: text alone still passes all that learns, with weight zero.
             tokens, _ = self._blank(embeddings)

@@ -63,9 +63,11 @@ def token_loss(
 ) -> tuple[torch.Tensor, int]:
     """SUM of the cross entropies (float32, in nats) at supervised positions, and their number.
 
-    hidden: [T, H]. labels: int64 [T], the target predicted at each position, -100 where none. weight [V, H] and bias
-    [V] of the output layer. Divide once, by the global count of the whole step (contract 3). Backward runs once.
+    hidden: [T, H]. labels: int64 [T], the target predicted at each position, -100 where none; on the host they cost no
+    wait for a GPU. weight [V, H] and bias [V] of the output layer. Divide once, by the global count of the whole step
+    (contract 3). Backward runs once.
     """
     supervised = (labels != IGNORED).nonzero().squeeze(1)
-    total = _ChunkedCrossEntropy.apply(hidden.index_select(0, supervised), weight, bias, labels[supervised])
+    where, targets = (one.to(hidden.device, non_blocking=True) for one in (supervised, labels[supervised]))
+    total = _ChunkedCrossEntropy.apply(hidden.index_select(0, where), weight, bias, targets)
     return total, len(supervised)

@@ -20,12 +20,13 @@ def merge(
     """Returns embeddings [T, H] with the tokens of N pictures [M, H] laid into slots [N, 2] (start, length).
 
     ids: int64 [T], IMAGE_ID at the slots. lengths: tokens of each picture, M in all. slots, bounds [D + 1] on the
-    host; bounds and keys [D] only name the sample in an error.
+    host, and best ids too; bounds and keys [D] only name the sample in an error.
     Raises: SlotMismatchError with both numbers and the sample's key.
     """
-    where = _places(slots, lengths, bounds, keys).to(ids.device, non_blocking=True)  # [M]
-    _check_marks(ids, where, bounds, keys)
-    return embeddings.index_copy(0, where, images.to(embeddings.dtype))
+    where = _places(slots, lengths, bounds, keys)  # [M]
+    _check_marks(ids, where.to(ids.device), bounds, keys)
+    there = where.to(embeddings.device, non_blocking=True)
+    return embeddings.index_copy(0, there, images.to(embeddings.dtype))
 
 
 def _places(slots: torch.Tensor, lengths: Sequence[int], bounds: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
@@ -47,7 +48,7 @@ def _places(slots: torch.Tensor, lengths: Sequence[int], bounds: torch.Tensor, k
 
 
 def _check_marks(ids: torch.Tensor, where: torch.Tensor, bounds: torch.Tensor, keys: Sequence[str]) -> None:
-    """One look at the device: the ids mark the slots' places, and no others."""
+    """One look at where the ids lie: they mark the slots' places, and no others."""
     marks = ids == IMAGE_ID
     num_marks, num_met = torch.stack([marks.sum(), marks[where].sum()]).tolist()
     if num_marks == num_met == len(where):

@@ -64,12 +64,15 @@ class ParallelConfig(Config):
     `shard_ranks` neighbours, such as the GPUs of a node, whole copies between such groups), `replicate` (all hold all).
     reshard_after_forward: gathers a block's weights again for its backward pass, in place of keeping them.
     cpu_offload: weights, gradients and optimizer states lie in the host's memory.
+    reduce_every_batch: ranks exchange gradients after each micro-batch, and keep only their shares; else once a step,
+    and each keeps them whole until then (4 bytes a weight that learns).
     """
 
     kind: Literal["shard", "hybrid", "replicate"] = "shard"
     shard_ranks: int | None = Field(default=None, gt=0)
     reshard_after_forward: bool = True
     cpu_offload: bool = False
+    reduce_every_batch: bool = False
 
 
 class GuardConfig(Config):

@@ -1,6 +1,7 @@
 """An exponential moving average of the weights that learn (Polyak and Juditsky 1992), each rank its own share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -19,8 +20,20 @@ def follow(average: Mapping[str, torch.Tensor], trainable: Mapping[str, torch.nn
     torch._foreach_lerp_(means, weights, 1.0 - decay)
 
 
+@contextmanager
+def averaged(average: Mapping[str, torch.Tensor], trainable: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
+    """While entered, the weights are their average, where there is one; then themselves again, bit for bit."""
+    _swap(average, trainable)
+    try:
+        yield
+    finally:
+        _swap(average, trainable)
+
+
 @torch.no_grad()
-def adopt(average: Mapping[str, torch.Tensor], trainable: Mapping[str, torch.nn.Parameter]) -> None:
-    """The weights become their average."""
-    for name, parameter in trainable.items():
-        local(parameter).copy_(local(average[name]))
+def _swap(average: Mapping[str, torch.Tensor], trainable: Mapping[str, torch.nn.Parameter]) -> None:
+    for name, mean in average.items():
+        weight, other = local(trainable[name]), local(mean)
+        kept = weight.detach().clone()
+        weight.copy_(other)
+        other.copy_(kept)

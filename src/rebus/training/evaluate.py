@@ -176,6 +176,12 @@ class Evaluations:
         self._waiting.clear()
 
 
+def finish_evaluations(config: EvalsConfig, out: Path) -> None:
+    """Runs those of a whole run that wait in <out>/at, such as after a Ctrl-C; cheap where none does."""
+    if any((out / "at").glob("step-*")):
+        Evaluations(config, out, first=1).close()
+
+
 def read_evals(path: Path) -> list[EvalResult]:
     """The rows of evals.jsonl, in the order in which they were found."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

@@ -18,13 +18,14 @@ from rebus.checkpoints.hub_folder import write_hub_folder
 from rebus.checkpoints.save import save_model
 from rebus.config import dump_recipe
 from rebus.errors import DataError
-from rebus.fingerprint import Manifest, is_current, prepare_out, write_manifest
+from rebus.fingerprint import Manifest, discard, is_current, prepare_out, write_manifest
 from rebus.log import say
-from rebus.mesh import join_mesh, leave_mesh, wait_for_all
+from rebus.mesh import is_first_process, join_mesh, leave_mesh, wait_for_all
 from rebus.training.agree import Totals, agree
 from rebus.training.config import TrainRecipe
 from rebus.training.damage import Quarantine, damages_of, open_quarantine, stop_above
-from rebus.training.ema import adopt, follow
+from rebus.training.ema import averaged, follow
+from rebus.training.evaluate import finish_evaluations
 from rebus.training.guard import Guard, list_skipped
 from rebus.training.metrics import StepRow, read_rows
 from rebus.training.optimizer import set_lr
@@ -46,7 +47,14 @@ def run(recipe: TrainRecipe, *, anew: bool = False) -> Path:
     manifest = describe(recipe)
     if is_current(recipe.out, manifest) and not anew:
         say(f"{recipe.out} is up to date")
-        return recipe.out
+    else:
+        _run(recipe, manifest, anew)
+    if is_first_process():
+        complete(recipe)
+    return recipe.out
+
+
+def _run(recipe: TrainRecipe, manifest: Manifest, anew: bool) -> None:
     started, mesh = time.monotonic(), join_mesh(recipe.device, always=recipe.precision != "fp32")
     try:
         with StopSignal(mesh) as stop:
@@ -55,24 +63,38 @@ def run(recipe: TrainRecipe, *, anew: bool = False) -> Path:
                 dump_recipe(recipe, recipe.out / "recipe.yaml")
             wait_for_all(mesh)
             this = open_run(recipe, mesh)
-            with Watchdog(recipe.out, mesh, this.watch, recipe.stall_seconds) as dog:
-                done, progress = train(this, stop, dog, anew=anew)
-                if done < this.num_steps:
-                    raise stop.stopped(done, this.num_steps)
-                finish(this, manifest, progress, wall_seconds=time.monotonic() - started)
+            done, progress = resume(this, anew=anew)
+            with Record(this, done) as record:
+                with Watchdog(recipe.out, mesh, this.watch, recipe.stall_seconds) as dog:
+                    done, progress = train(this, done, progress, record, stop, dog)
+                    if done < this.num_steps:
+                        raise stop.stopped(done, this.num_steps)
+                    save_checkpoint(this, manifest)
+                record.finish(stop)
+            if mesh.is_main:
+                _show(this, progress, wall_seconds=time.monotonic() - started)
     finally:
         leave_mesh(mesh)
-    return recipe.out
 
 
-def train(this: Run, stop: StopSignal, dog: Watchdog, *, anew: bool = False) -> tuple[int, Progress]:
-    """Steps from the last saved state to the end, or to where it was told to stop. Returns how many are done.
+def complete(recipe: TrainRecipe) -> None:
+    """What one process does for a whole checkpoint, without the others: evaluations that an earlier start left, and
+    the hub folder."""
+    if recipe.evals is not None:
+        finish_evaluations(recipe.evals, recipe.out)
+    if recipe.hub_folder and not (recipe.out / "hub").is_dir():
+        write_hub_folder(recipe.out, recipe.out / "hub")
+
+
+def train(
+    this: Run, done: int, progress: Progress, record: Record, stop: StopSignal, dog: Watchdog
+) -> tuple[int, Progress]:
+    """Steps from the `done` ones to the end, or to where it was told to stop. Returns how many are done.
 
     Raises: DataError where too many documents are damaged, or too many steps in a row are not fit to be taken.
     """
-    done, progress = resume(this, anew=anew)
     quarantine = open_quarantine(this.quarantine) if this.mesh.is_main else None
-    with Record(this, done, stop) as record, closing(_steps(this, done)) as steps:
+    with closing(_steps(this, done)) as steps:
         for step, batches in steps:
             dog.beat(step)
             totals = _agree(this, batches, stop)
@@ -83,12 +105,10 @@ def train(this: Run, stop: StopSignal, dog: Watchdog, *, anew: bool = False) -> 
             if done % this.recipe.save_every == 0 or done == this.num_steps or totals.wants_stop:
                 with this.watch.phase("saving"):
                     save(this, done, progress)
-                record.saved(done)
             if totals.wants_stop:
                 break
             record.evaluate(done)
         this.writer.settle()
-        record.finish(dog)
     return done, progress
 
 
@@ -161,6 +181,7 @@ def _one_step(
         watch=this.watch,
         judge=progress.loss_scale.judge(guard.judge),
         loss_scale=progress.loss_scale.value,
+        reduce_every_batch=recipe.parallel.reduce_every_batch,
     )
     if recipe.ema is not None and result.refused is None:
         follow(this.average, this.trainable, recipe.ema.decay)
@@ -219,24 +240,27 @@ def peak_memory(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def finish(this: Run, manifest: Manifest, progress: Progress, *, wall_seconds: float) -> None:
-    """Writes the servable checkpoint, then its manifest, and prints what was trained. Raises: DataError for nothing."""
+def save_checkpoint(this: Run, manifest: Manifest) -> None:
+    """Writes the servable checkpoint, then its manifest. A collective. Raises: DataError where nothing was trained."""
     rows = read_rows(this.metrics)
     if not rows:
         raise DataError(f"nothing was trained: every document is damaged. {this.quarantine} says why of each.")
-    if this.average:
-        adopt(this.average, this.trainable)
     facts = {"steps": this.num_steps, "tokens_trained": rows[-1].tokens_total, "final_loss": rows[-1].loss}
-    save_model(this.model, this.feed.plan.tokens.model_dump(mode="json"), this.recipe.out)
-    if this.mesh.is_main:
-        if this.recipe.hub_folder:
-            write_hub_folder(this.recipe.out, this.recipe.out / "hub")
-        write_manifest(this.recipe.out, Manifest(manifest.kind, manifest.made_by, manifest.inputs, facts))
-        show_summary(
-            rows,
-            trains=list(this.parts),
-            num_trainable=sum(parameter.numel() for parameter in this.trainable.values()),
-            num_damaged=progress.tally.num_damaged,
-            wall_seconds=wall_seconds,
-        )
-    wait_for_all(this.mesh)
+    with this.watch.phase("saving"):
+        if this.mesh.is_main:
+            discard(this.recipe.out / "hub")  # of an earlier checkpoint
+        with averaged(this.average, this.trainable):
+            save_model(this.model, this.feed.plan.tokens.model_dump(mode="json"), this.recipe.out)
+        if this.mesh.is_main:
+            write_manifest(this.recipe.out, Manifest(manifest.kind, manifest.made_by, manifest.inputs, facts))
+        wait_for_all(this.mesh)
+
+
+def _show(this: Run, progress: Progress, *, wall_seconds: float) -> None:
+    show_summary(
+        read_rows(this.metrics),
+        trains=list(this.parts),
+        num_trainable=sum(parameter.numel() for parameter in this.trainable.values()),
+        num_damaged=progress.tally.num_damaged,
+        wall_seconds=wall_seconds,
+    )

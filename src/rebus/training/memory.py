@@ -105,7 +105,7 @@ def _held(model: VisionLanguageModel, recipe: TrainRecipe, world: int) -> _Held:
 def _pending(model: VisionLanguageModel, recipe: TrainRecipe, world: int) -> float:
     """Gradients of a rank that sees several micro-batches a step: whole and in fp32 until the last one, since they are
     exchanged once (parallel.sync_gradients)."""
-    if not (is_sharded(recipe, world) and accumulates(recipe, world)):
+    if recipe.parallel.reduce_every_batch or not (is_sharded(recipe, world) and accumulates(recipe, world)):
         return 0.0
     return float(FULL * _count(p for p in model.parameters() if p.requires_grad))
 

@@ -102,7 +102,7 @@ def shard_ranks(config: ParallelConfig, world: int) -> int:
 
 
 def sync_gradients(model: nn.Module, wanted: bool) -> None:
-    """Whether the next backward pass sums gradients over ranks: only a step's last one needs to."""
+    """Whether the next backward pass sums gradients over ranks; of one that does not, each rank keeps them whole."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(wanted)
 
@@ -132,20 +132,23 @@ class _Policy:
         self.products = {False: 0, True: 0}  # in the forward pass, and when it is run again
 
     def __call__(self, context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-        if operation in _PRODUCTS:
+        if operation._schema.name in _PRODUCTS:
             self.products[context.is_recompute] += 1
             return _save(self.products[context.is_recompute] % 2 == 1)
-        return _save(operation in _ATTENTION)
+        return _save(operation._schema.name in _ATTENTION)
 
 
 def _save(wanted: bool) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if wanted else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+_PRODUCTS = {"aten::mm", "aten::addmm"}
 _ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "torch_attn::_varlen_attn",  # torch.nn.attention.varlen
+    "flash_attn::_flash_attn_varlen_forward",  # flash-attn 2
+    "flash_attn_3::_flash_attn_forward",
 }

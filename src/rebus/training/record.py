@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from rebus.checkpoints.save import save_model
+from rebus.training.ema import averaged
 from rebus.training.evaluate import Evaluations, checkpoint_at, is_due
 from rebus.training.heldout import heldout_loss
 from rebus.training.metrics import StepRow, append_row, read_rows
@@ -13,16 +14,14 @@ from rebus.training.resume import Progress
 from rebus.training.start import Run
 from rebus.training.stop import StopSignal
 from rebus.training.trackers import open_trackers
-from rebus.training.watchdog import Watchdog
 
 
 class Record:
     """Entered on every rank after the run has resumed at step `first`; ranks other than 0 only walk along."""
 
-    def __init__(self, this: Run, first: int, stop: StopSignal) -> None:
+    def __init__(self, this: Run, first: int) -> None:
         recipe, mesh = this.recipe, this.mesh
-        self._this, self._stop = this, stop
-        self._last_state: int | None = first or None
+        self._this, self._first = this, first
         self._trackers = open_trackers(recipe, recipe.out, first, mesh)
         self._panel = Panel(
             this.num_steps,
@@ -48,37 +47,30 @@ class Record:
         this, heldout = self._this, self._this.recipe.heldout
         done = row.step + 1
         if heldout is not None and this.heldout is not None and (done % heldout.every == 0 or done == this.num_steps):
-            with this.watch.phase("heldout"):
+            with this.watch.phase("heldout"), averaged(this.average, this.trainable):
                 row = replace(row, heldout=self._heldout_loss())
             this.watch.lap()  # no part of the next step's time
         if this.mesh.is_main:
             append_row(this.metrics, row)
             self._trackers.log(row)
-            self._panel.update(row, last_state=self._last_state, num_damaged=progress.tally.num_damaged)
+            state = max(this.writer.sealed, self._first) or None
+            self._panel.update(row, last_state=state, num_damaged=progress.tally.num_damaged)
             self._report_evaluations()
-
-    def saved(self, done: int) -> None:
-        """A state was begun after `done` steps."""
-        self._last_state = done
 
     def evaluate(self, done: int) -> None:
         """Saves a checkpoint and starts its evaluation, where one is due after `done` steps. A collective then."""
         this = self._this
         if is_due(this.recipe.evals, done):
             folder = checkpoint_at(this.recipe.out, done)
-            save_model(this.model, this.feed.plan.tokens.model_dump(mode="json"), folder)
+            with averaged(this.average, this.trainable):
+                save_model(this.model, this.feed.plan.tokens.model_dump(mode="json"), folder)
             if self._evaluations is not None:
                 self._evaluations.start(done, folder)
 
-    def finish(self, dog: Watchdog) -> None:
-        """Waits for the evaluations that are left, unless the run was told to stop; the watchdog hears of it."""
-
-        def is_stopped() -> bool:
-            dog.beat(self._this.num_steps)
-            return self._stop.is_set
-
+    def finish(self, stop: StopSignal) -> None:
+        """Waits for the evaluations that are left, unless the run is told to stop."""
         if self._evaluations is not None:
-            for result in self._evaluations.close(is_stopped=is_stopped):
+            for result in self._evaluations.close(is_stopped=lambda: stop.is_set):
                 self._trackers.log_eval(result.step, result.figures)
 
     def _heldout_loss(self) -> float:

@@ -44,12 +44,17 @@ def train_step(
     watch: Stopwatch,
     judge: Judge = lambda loss, norm: None,
     loss_scale: float = 1.0,
+    reduce_every_batch: bool = False,
 ) -> StepResult:
     """Forward and backward over this rank's micro-batches, gradients summed over ranks, judged, clipped, one update.
 
     parts: the parameters that learn, by part. num_supervised: over all ranks (agree). loss_scale: of fp16.
+    reduce_every_batch: ranks exchange gradients after each micro-batch, not once.
     """
-    loss = accumulate(model, batches, num_supervised, device=device, watch=watch, loss_scale=loss_scale)
+    every = reduce_every_batch
+    loss = accumulate(
+        model, batches, num_supervised, device=device, watch=watch, loss_scale=loss_scale, reduce_every_batch=every
+    )
     with watch.phase("communication"):
         sum_over_ranks(loss, mesh)
     with watch.phase("optimizer"):
@@ -73,12 +78,14 @@ def accumulate(
     device: str,
     watch: Stopwatch,
     loss_scale: float = 1.0,
+    reduce_every_batch: bool = False,
 ) -> torch.Tensor:
     """Adds the gradients of this rank's micro-batches, each moved to the device when its turn comes; ranks exchange
-    them once, in the last backward pass. Returns this rank's SUM of token losses, float64 []."""
+    them once, in the last backward pass, unless `reduce_every_batch`. Returns this rank's SUM of token losses, float64
+    []."""
     total = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(batches):
-        sync_gradients(model, number == len(batches) - 1)
+        sync_gradients(model, reduce_every_batch or number == len(batches) - 1)
         with watch.phase("transfer"):
             there = batch.to(device)
         with watch.phase("forward"):

@@ -28,11 +28,11 @@ rebus shards $recipes/questions.yaml
 
 # Stage 1, align: the connector learns to turn image features into words that the frozen language model reads.
 rebus pack $recipes/pack_align.yaml
-rebus train $recipes/align.yaml
+rebus train $recipes/align.yaml --replace
 
 # Stage 2, SFT: the language model learns too, through LoRA, to answer questions about what it sees.
 rebus pack $recipes/pack_sft.yaml
-rebus train $recipes/sft.yaml
+rebus train $recipes/sft.yaml --replace
 
 # Evaluate on concepts that no stage has seen: with the right picture, with a wrong one, with none.
 rebus shards $recipes/heldout.yaml

@@ -13,7 +13,8 @@ import pytest
 import safetensors
 import yaml
 
-from rebus.cli import explain, main
+from rebus.cli import main
+from rebus.errors import explain
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:

@@ -1,7 +1,5 @@
 """The command line: one verb a stage. Verbs import their stage when they run, so `rebus --help` answers at once."""
 
-import errno
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from rebus.clock import clocked
-from rebus.errors import RebusError, Stopped
+from rebus.errors import Stopped, explain
 from rebus.log import console, say
 
 if TYPE_CHECKING:
@@ -99,6 +97,7 @@ def train(
     recipe: RecipePath,
     overrides: Overrides = None,
     resume: Annotated[str, typer.Option(help="auto: from the last whole state; never: anew.")] = "auto",
+    replace: Annotated[bool, typer.Option("--replace", help="Remove another recipe's run in `out`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen; needs no weights.")] = False,
 ) -> None:
     """Train on a plan; killed and run again, it goes on with the same numbers. Under torchrun, on all its processes."""
@@ -114,27 +113,33 @@ def train(
         return
     from rebus.training.loop import run
 
-    run(checked, anew=resume == "never")
+    run(checked, anew=resume == "never", replace=replace)
 
 
 @app.command(epilog="Example: rebus budget recipes/open_qwen2vl/pretrain.yaml --gpus 8xA100-40G --price 2.0")
 def budget(
     recipes: Annotated[
         list[str],
-        typer.Argument(help="YAML recipes of `rebus train`, and overrides.", metavar="RECIPE... [KEY=VALUE]..."),
+        typer.Argument(
+            help="YAML recipes of `rebus train`, or folders of them, and overrides.",
+            metavar="RECIPE... [KEY=VALUE]...",
+        ),
     ],
-    gpus: Annotated[str, typer.Option(help="Such as A100-40G, 8xH100, or 2x8xH100 for two nodes.")] = "8xA100-40G",
+    gpus: Annotated[
+        str | None,
+        typer.Option(help="Such as A100-40G, 8xH100, or 2x8xH100 for two nodes; else those that the recipe expects."),
+    ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Of an hour of one GPU.")] = None,
     mfu: Annotated[str | None, typer.Option(help="Share of the peak, or metrics.jsonl of a run that knows.")] = None,
     expected: Annotated[bool, typer.Option("--expected", help="By the recipe's `expected`, not the plan.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="One table row a recipe.")] = False,
 ) -> None:
     """Foretell memory, hours and cost of a training run, and what makes it fit; fails where it cannot."""
-    from rebus.training.budget import asked_of, run
+    from rebus.training.budget import Question, read_mfu, recipes_in, run
 
-    paths = [Path(one) for one in recipes if "=" not in one]
+    paths = [path for one in recipes if "=" not in one for path in recipes_in(Path(one))]
     overrides = [one for one in recipes if "=" in one]
-    run(paths, overrides, asked_of(gpus, mfu, price, expected), markdown=markdown)
+    run(paths, overrides, Question(gpus, *read_mfu(mfu), price, expected), markdown=markdown)
 
 
 @app.command("eval", epilog="Example: rebus eval recipes/quickstart/eval.yaml limit=20")
@@ -277,7 +282,7 @@ def import_foreign(
     run(source, out, tower=tower, language=language, template=template)
 
 
-@app.command(epilog="Example: rebus export runs/demo/sft exported --dtype bfloat16")
+@app.command(epilog="Example: rebus export runs/llava_next/vicuna_7b/lora exported --dtype bfloat16")
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder, or a model folder of the hub.")],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
@@ -333,17 +338,3 @@ def main(arguments: list[str] | None = None) -> None:
     if status == STOPPED:  # some versions of typer return it, others raise
         say("\nstopped. Run the same command again: finished work is kept, the rest goes on.")
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def explain(error: Exception) -> str:
-    """The one message for an error: our own words as they are, the system's with what to do."""
-    if isinstance(error, RebusError):
-        return f"error: {error}"
-    full = os.strerror(errno.ENOSPC)
-    if full in str(error):  # safetensors and Arrow wrap the system's error in their own
-        return f"error: {full}. Free some space and run the same command again: it goes on.\n({error})"
-    if isinstance(error, OSError) and error.errno is not None:
-        where = f" ({error.filename})" if error.filename else ""
-        return f"error: {os.strerror(error.errno)}{where}. Check the path."
-    kind = type(error).__name__
-    return f"error: {kind}: {error}\nThis is a defect in Rebus. Run again with --debug for the traceback."

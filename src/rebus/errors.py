@@ -1,6 +1,8 @@
 """What goes wrong, in words a person can act on. Every message says what, where, and what to do next."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -40,3 +42,17 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """Returns `` (did you mean 'x'?)`` for the candidate most like `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def explain(error: Exception) -> str:
+    """The one message for an error: our own words as they are, the system's with what to do."""
+    if isinstance(error, RebusError):
+        return f"error: {error}"
+    full = os.strerror(errno.ENOSPC)
+    if full in str(error):  # safetensors and Arrow wrap the system's error in their own
+        return f"error: {full}. Free some space and run the same command again: it goes on.\n({error})"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"error: {os.strerror(error.errno)}{where}. Check the path."
+    kind = type(error).__name__
+    return f"error: {kind}: {error}\nThis is a defect in Rebus. Run again with --debug for the traceback."

@@ -97,11 +97,12 @@ def sum_over_ranks(tensor: "torch.Tensor", mesh: Mesh) -> "torch.Tensor":
 
 
 def leave_mesh(mesh: Mesh) -> None:
-    """Leaves the process group, if there was one."""
+    """Leaves the process group, if there is one still."""
     if mesh.is_joined:
         import torch
 
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def wait_for_all(mesh: Mesh) -> None:

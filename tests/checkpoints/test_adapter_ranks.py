@@ -2,6 +2,7 @@
 gradients and checkpoint are those of one process."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def gradients(hub: Path, *, ranks: bool) -> tuple[VisionLanguageModel, dict[str,
             if ".lora_B" in name:
                 parameter.fill_(0.01)
     inputs: Any = inputs_of(model.image).ours
-    loss, _ = model(**inputs, labels=inputs["ids"].clamp_min(0))
+    loss, _ = model(SimpleNamespace(**inputs, labels=inputs["ids"].clamp_min(0), names=()))
     loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if name in trainable}
     return model, {"loss": loss.detach(), **found}

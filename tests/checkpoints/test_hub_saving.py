@@ -82,6 +82,11 @@ def test_a_tower_of_any_kind(model_config: ModelConfig, tmp_path: Path):
     save_model(model, {"template": "plain"}, tmp_path / "out")
     state = load_model(tmp_path / "out")[0].state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    frozen = train(load_model(tmp_path / "out")[0], "connector")
+    for folder in ("onward", "out"):  # elsewhere, and where it lies
+        save_model(frozen, {"template": "plain"}, tmp_path / folder)
+        again = load_model(tmp_path / folder)[0].tower.state_dict()
+        assert all(torch.equal(again[name], tensor) for name, tensor in model.tower.state_dict().items())
     save_model(train(model, "connector"), {"template": "plain"}, tmp_path / "out")
     assert not (tmp_path / "out/tower").exists(), "what an earlier save left would be taken for this one's"
 

@@ -112,11 +112,15 @@ def test_a_checkpoint(parts: tuple[str, ...], language_folder: Path, tmp_path: P
             parameter.requires_grad_(any(part in name for part in parts))
             parameter.data += 0.1 * parameter.requires_grad
         save_model(model, {"template": "plain"}, tmp_path / kind / "out")
-        start = open_skeleton(tmp_path / kind / "out", None, image=None, lora=LoraConfig(rank=7) if lora else None)
+        start = open_skeleton(tmp_path / kind / "out", None, image=None, lora=lora)
         found = filled(start).state_dict()
         wanted = model.state_dict()
         assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
         assert start.model.config.lora == lora, "it goes on with its own adapters"
+        assert not any(module.training for module in start.model.modules()), "dropout would make every answer another"
+        if lora is not None:
+            with pytest.raises(ConfigError, match="adapters of its own"):
+                open_skeleton(tmp_path / kind / "out", None, image=None, lora=LoraConfig(rank=7))
 
 
 def test_configs_alone_are_enough_for_the_shapes(tmp_path: Path, tiny_tokenizer_folder: Path):

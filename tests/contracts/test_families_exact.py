@@ -130,7 +130,7 @@ def test_packed_logits_equal_alone(family: Family, documents: list[Document], ba
 
 def gradients_of(model: VisionLanguageModel, batches: list[Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
-    losses = [model(**arguments(batch))[0] for batch in batches]
+    losses = [model.loss(**arguments(batch))[0] for batch in batches]
     torch.stack(losses).sum().backward()
     return torch.stack(losses).sum().detach().cpu(), {
         name: parameter.grad.cpu().clone() for name, parameter in model.named_parameters() if parameter.grad is not None

@@ -31,7 +31,7 @@ def gradients_of(model: VisionLanguageModel, batches: list[dict[str, torch.Tenso
     """Gradients of the sum of losses over all batches, by parameter name; the tower has none."""
     model.zero_grad()
     for batch in batches:
-        model(**batch)[0].backward()
+        model.loss(**batch)[0].backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
 
 
@@ -56,8 +56,8 @@ def test_alone_equals_plain_transformers(model: VisionLanguageModel, documents: 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_loss_and_gradients(model: VisionLanguageModel, documents: list[Document], backend: str):
     model.language.set_attn_implementation(backend)
-    loss, count = model(**pack(documents))
-    parts = [model(**pack([document])) for document in documents]
+    loss, count = model.loss(**pack(documents))
+    parts = [model.loss(**pack([document])) for document in documents]
     assert count == sum(number for _, number in parts) > 0
     torch.testing.assert_close(loss, torch.stack([part for part, _ in parts]).sum(), rtol=1e-5, atol=1e-5)
 

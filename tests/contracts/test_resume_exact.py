@@ -16,6 +16,7 @@ import pytest
 from forked_ranks import DEADLINE_SECONDS, Ranks, train
 from rebus.checkpoints.state import latest_state
 from rebus.config import load_recipe
+from rebus.errors import ConfigError
 from rebus.fingerprint import file_fingerprint
 from rebus.packs.config import PackRecipe
 from rebus.packs.run import run as pack
@@ -262,9 +263,20 @@ def test_a_finished_run_is_not_run_again(tiny_way):
     assert (run(recipe) / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_another_recipe_starts_anew(tiny_way):
-    first = run(load_recipe(TrainRecipe, tiny_way.recipe("again", steps=3)))
-    before = weights_of(first)
-    second = run(load_recipe(TrainRecipe, tiny_way.recipe("again", steps=3, seed=1)))
+def test_another_recipe_costs_no_run(tiny_way, monkeypatch):
+    """What came to a state, or to its end, is left alone until one asks for its place."""
+    first = load_recipe(TrainRecipe, tiny_way.recipe("again", steps=3))
+    other = load_recipe(TrainRecipe, tiny_way.recipe("again", steps=3, seed=1))
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            run(first)
+    with pytest.raises(ConfigError, match=r"the state after step 3 of another run:\n  seed: 0 there, 1 here"):
+        run(other)
+    before = weights_of(run(first))
+    with pytest.raises(ConfigError, match="a whole checkpoint of another run"):
+        run(other)
+    assert weights_of(first.out) == before
+    second = run(other, replace=True)
     assert weights_of(second) != before
     assert [row.step for row in read_rows(second / "metrics.jsonl")] == [0, 1, 2]

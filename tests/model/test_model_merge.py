@@ -54,7 +54,7 @@ def test_text_alone_still_passes_the_connector(model: VisionLanguageModel):
     """Contract 11: its gradients are zero, not None, and it changes nothing."""
     torch.manual_seed(0)
     batch = pack([random_document(9), random_document(14)])
-    model(**batch)[0].backward()
+    model.loss(**batch)[0].backward()
     gradients = [parameter.grad for parameter in model.connector.parameters()]
     assert gradients
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
@@ -65,8 +65,8 @@ def test_text_alone_still_passes_the_connector(model: VisionLanguageModel):
 def test_features_equal_pixels(model: VisionLanguageModel):
     torch.manual_seed(0)
     batch = pack([random_document(20, [3]), random_document(14, [1, 8])])
-    from_pixels, _ = model(**batch)
-    from_features, _ = model(**{**batch, "pixels": model.tower(batch["pixels"])})
+    from_pixels, _ = model.loss(**batch)
+    from_features, _ = model.loss(**{**batch, "pixels": model.tower(batch["pixels"])})
     assert torch.equal(from_pixels, from_features)
 
 
@@ -138,9 +138,9 @@ def test_half_precision_is_near_float32(name: str, tiny_tokenizer_folder: Path):
     """As a checkpoint is loaded: weights in half precision, the connector's statistics not, pixels in float32."""
     family = MAKERS[name]()
     model, batch = family.ours, batch_of(documents_of(family, tiny_tokenizer_folder), family.image)
-    whole, _ = model(**arguments(batch))
+    whole, _ = model.loss(**arguments(batch))
     fill(model, [*model.state_dict().items()], origin=name, dtype=torch.bfloat16)
-    half, _ = model(**arguments(batch))
+    half, _ = model.loss(**arguments(batch))
     half.backward()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     torch.testing.assert_close(half, whole, rtol=0.02, atol=0)

@@ -8,7 +8,7 @@ import pytest
 
 from rebus.config import load_recipe
 from rebus.errors import ConfigError, DataError
-from rebus.training.budget import Asked, asked_of, fits, foretell, knobs, read_mfu, run, what_fits
+from rebus.training.budget import Asked, Question, fits, foretell, knobs, read_mfu, recipes_in, run, turned, what_fits
 from rebus.training.config import TrainRecipe
 from rebus.training.devices import parse_gpus
 from stand_ins import write_model
@@ -51,7 +51,7 @@ def recipe_of(place: Path, *overrides: str) -> TrainRecipe:
 
 
 def test_a_run_is_foretold_from_what_its_recipe_expects(place: Path):
-    asked = asked_of("8xA100-40G", "0.5", 2.0, False)
+    asked = Question("8xA100-40G", *read_mfu("0.5"), 2.0).of(recipe_of(place))
     budget = foretell(recipe_of(place), place / "pretrain.yaml", asked)
     language, tower = 1_543_714_304, 27 / 27 * 0.41e9
     assert budget.steps == 63
@@ -77,7 +77,7 @@ def test_an_init_that_is_not_made_yet_has_the_shapes_of_the_recipe_that_makes_it
 
 
 def test_what_does_not_fit_is_refused_with_the_knob_that_makes_it_fit(place: Path):
-    path, asked = place / "pretrain.yaml", Asked(parse_gpus("RTX-4090"))
+    path, asked = place / "pretrain.yaml", Question("RTX-4090")
     with pytest.raises(ConfigError, match=r"needs [\d.]+ GB a GPU, a RTX-4090 has 25\.3 GB\. It fits with LoRA"):
         run([path], [], asked)
     small = Asked(parse_gpus("8xRTX-4090"))
@@ -88,16 +88,36 @@ def test_what_does_not_fit_is_refused_with_the_knob_that_makes_it_fit(place: Pat
 
 def test_knobs_come_in_the_order_of_what_they_cost(place: Path):
     recipe = recipe_of(place, "packs_per_batch=2", "parallel.kind=replicate")
-    names = [name for name, _ in knobs(recipe)]
-    beginnings = ["packs_per_batch", "activations", "parallel.kind", "optimizer", "LoRA", "QLoRA", "parallel.cpu"]
-    assert [name.startswith(start) for name, start in zip(names, beginnings, strict=True)] == [True] * 7
+    names = [name for name, _ in knobs(recipe, 4)]
+    beginnings = ["packs_per_batch", "parallel.reduce", "activations", "parallel.kind", "optimizer", "LoRA", "QLoRA"]
+    beginnings.append("parallel.cpu")
+    assert [name.startswith(start) for name, start in zip(names, beginnings, strict=True)] == [True] * 8
+    assert len(list(knobs(recipe, 1))) == 7, "one GPU exchanges nothing"
+
+
+def test_knobs_of_one_section_add_up(place: Path):
+    recipe = recipe_of(place, "parallel.reshard_after_forward=false")
+    both = turned(turned(recipe, {"parallel": {"reduce_every_batch": True}}), {"parallel": {"cpu_offload": True}})
+    assert both.parallel.model_dump() == {
+        **recipe.parallel.model_dump(),
+        "reduce_every_batch": True,
+        "cpu_offload": True,
+    }
+
+
+def test_a_folder_means_its_recipes_that_say_what_they_expect(place: Path):
+    assert {path.name for path in recipes_in(place)} == {
+        path.name for path in place.glob("*.yaml") if "expected:" in path.read_text()
+    }
+    with pytest.raises(DataError, match="no training recipe"):
+        recipes_in(place / "models")
 
 
 def test_a_table_has_a_row_for_each_recipe(place: Path, capsys: pytest.CaptureFixture[str]):
-    run([place / "pretrain.yaml", place / "tune.yaml"], [], Asked(parse_gpus("8xA100-40G")), markdown=True)
+    run([place / "pretrain.yaml", place / "tune.yaml"], [], Question("8xA100-40G"), markdown=True)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {10}
+    assert {line.count("|") for line in lines} == {11}
 
 
 def test_mfu_is_given_measured_or_assumed(tmp_path: Path):

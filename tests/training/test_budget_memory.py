@@ -91,7 +91,7 @@ def test_activations_are_what_the_backward_pass_waits_for(
     model.to(torch.bfloat16 if precision == "bf16" else torch.float32).train()
     recompute(model, activations)
     with Made() as storages:
-        loss, _ = model(**arguments(batch))
+        loss, _ = model.loss(**arguments(batch))
         own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers(), loss)}
         measured = storages.alive(own)
     foretold, _ = activations_of(model, recipe, flops.work(batch))
@@ -117,7 +117,7 @@ def test_what_lies_between_steps_is_foretold_to_the_byte(
     distribute(model, recipe, mesh)
     learns = {name: parameter for name, parameter in model.named_parameters() if name in trainable}
     optimizers = build_optimizer(learns, recipe.trains, recipe.optimizer)
-    loss, _ = model.train()(**arguments(batch))
+    loss, _ = model.train()(batch)
     loss.backward()
     assert foretold.weights == sum(held(parameter) for parameter in model.parameters())
     assert foretold.gradients == sum(held(parameter.grad) for parameter in learns.values())

@@ -16,7 +16,7 @@ from rebus.shards.config import ShardsRecipe
 from rebus.shards.run import run as index_shards
 from rebus.training import evaluate
 from rebus.training.config import EvalsConfig
-from rebus.training.evaluate import Evaluations, checkpoint_at, is_due, read_evals
+from rebus.training.evaluate import Evaluations, checkpoint_at, finish_evaluations, is_due, read_evals
 from tiny_samples import tiny_picture
 
 
@@ -111,6 +111,16 @@ def test_a_resumed_run_evaluates_what_is_left_and_nothing_twice(stand_in: Path):
     assert [result.step for result in after.close()] == [10]
     assert [result.step for result in read_evals(out / "evals.jsonl")] == [5, 10]
     assert not checkpoint_at(out, 5).exists()
+
+
+def test_a_whole_run_takes_up_what_was_left(stand_in: Path):
+    out = stand_in / "run"
+    (stand_in / "go").touch()
+    finish_evaluations(CONFIG, out)
+    assert not out.exists(), "nothing was left"
+    save(out, 5)
+    finish_evaluations(CONFIG, out)
+    assert [result.step for result in read_evals(out / "evals.jsonl")] == [5]
 
 
 def test_a_run_from_step_0_forgets_earlier_evaluations(stand_in: Path):

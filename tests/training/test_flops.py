@@ -63,7 +63,7 @@ def counted(model: VisionLanguageModel, batch: Batch) -> int:
     if isinstance(model.tower, NativeTower):
         model.tower.attention = REFERENCE
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=COUNTER) as counter:
-        loss, _ = model(**arguments(batch))
+        loss, _ = model.loss(**arguments(batch))
         loss.backward()
     return counter.get_total_flops()
 

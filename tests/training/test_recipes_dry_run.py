@@ -14,11 +14,12 @@ from rebus.config import apply_override, check_recipe
 from rebus.errors import ConfigError, DataError, StrangerError
 from rebus.fingerprint import BUILDING
 from rebus.mesh import Mesh
+from rebus.training.budget import Question, recipes_in, run
 from rebus.training.config import TrainRecipe
 from rebus.training.dry_run import dry_run, group, open_shapes
 from rebus.training.parts import freeze_all_but
 from rebus.training.start import describe
-from stand_ins import Place, make_place, recipe_paths
+from stand_ins import REPOSITORY, Place, make_place, recipe_paths
 
 ALIGN, OWN = "recipes/open_qwen2vl/align.yaml", "recipes/qwen2_vl/own_data.yaml"
 SIGLIP, CLIP = 397_745_440, 290_909_184  # without the last block and what follows it, which nothing reads
@@ -113,7 +114,7 @@ def test_says_where_it_would_go_on(place: Place, capsys: pytest.CaptureFixture[s
     dry_run(recipe)
     assert "at step 17" in capsys.readouterr().out
     dry_run(changed(place, ALIGN, "out=runs/begun", "trains.connector.lr=2e-3"))
-    assert "removes" in capsys.readouterr().out
+    assert "not at all: runs/begun holds the state after step 17" in re.sub(r"[│\s]+", " ", capsys.readouterr().out)
     assert (recipe.out / "states").is_dir()
 
 
@@ -142,3 +143,11 @@ def test_another_machine_may_take_it_in_more_processes(place: Place, monkeypatch
 def test_fails_as_the_run_would(path: str, overrides: list[str], error: type[Exception], why: str, place: Place):
     with pytest.raises(error, match=why):
         dry_run(changed(place, path, *overrides))
+
+
+def test_the_page_shows_what_the_budget_says(capsys: pytest.CaptureFixture[str]):
+    """`rebus budget recipes --expected --markdown`, as docs/recipes.md holds it."""
+    run(recipes_in(Path("recipes")), [], Question(None, prefer_expected=True), markdown=True)
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 2 + len(recipe_paths(TrainRecipe))
+    assert printed in (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8")

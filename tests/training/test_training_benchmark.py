@@ -24,14 +24,14 @@ def test_padding_and_full_logits_change_no_loss(tiny_way: TinyWay, tiny_checkpoi
     feed = open_feed(tiny_way.plan)
     batch = build_batch(feed, (0,)).to("cpu")
     model, _ = load_model(tiny_checkpoint, image=feed.plan.tokens.image, template=feed.plan.tokens.template)
-    wanted, num_supervised = model(**arguments(batch))
+    wanted, num_supervised = model.loss(**arguments(batch))
     wide = pad(batch, range(batch.num_documents))
     assert wide.num_tokens > batch.num_tokens, "or nothing is padded"
-    loss, count = model(**arguments(wide))
+    loss, count = model.loss(**arguments(wide))
     torch.testing.assert_close(loss, wanted)
     assert count == num_supervised
     monkeypatch.setattr("rebus.model.families.token_loss", full_loss)
-    torch.testing.assert_close(model(**arguments(batch))[0], wanted)
+    torch.testing.assert_close(model.loss(**arguments(batch))[0], wanted)
 
 
 def test_rows_hold_the_documents_of_a_pack(tiny_way: TinyWay):

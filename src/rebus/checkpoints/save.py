@@ -54,7 +54,7 @@ def save_model(
     dtype: torch.dtype | None = None,
     file_bytes: int = FILE_BYTES,
 ) -> None:
-    """Writes model.json, connector.safetensors, adapter/ or language/, tower/ if it was trained; the manifest last.
+    """Writes model.json, connector.safetensors, adapter/ or language/, tower/ if ever it was trained; manifest last.
 
     tokens: the TokensConfig as JSON values. inputs: name -> fingerprint of what the training read. dtype: of all that
     is written; None: as the model holds it. Other files in `folder` stay; while there is no manifest, no reader takes
@@ -79,7 +79,7 @@ def _declare(
     model: VisionLanguageModel, tokens: dict[str, Any], folder: Path, inputs: dict[str, str], home: Path
 ) -> None:
     """model.json and the manifest. home: of the language model."""
-    base = base_fingerprints(model.config, home, with_tower=not _is_tuned(model.tower))
+    base = base_fingerprints(model.config, home, with_tower=not (model.trained_tower or _is_tuned(model.tower)))
     parts = {"model": model.config.model_dump(mode="json"), "image": model.image.model_dump(mode="json")}
     body = {**parts, "tokens": tokens, "base": base}
     write_atomically(folder / "model.json", json.dumps(body, indent=2) + "\n")
@@ -118,13 +118,16 @@ def base_fingerprints(config: ModelConfig, language: Path, *, with_tower: bool) 
 
 
 def _save_tower(model: VisionLanguageModel, folder: Path, dtype: torch.dtype | None, file_bytes: int) -> None:
-    """A trained tower's tensors, and its config where the hub has one; what an earlier save left goes."""
-    is_tuned = _is_tuned(model.tower)
-    if is_writer() and (is_tuned or folder != model.config.tower.weights):
+    """A trained tower's tensors, and its config where the hub has one; those of an earlier checkpoint are copied. What
+    an earlier save left goes."""
+    is_tuned, earlier = _is_tuned(model.tower), model.trained_tower
+    if is_writer() and (is_tuned or folder != (earlier or model.config.tower.weights)):
         vision = vision_of(model) if is_tuned else None  # read first: it may lie in this very folder
         discard(folder)
         if vision is not None:
             write_atomically(folder / "config.json", json.dumps(vision, indent=2) + "\n")
+        if earlier is not None and not is_tuned:
+            shutil.copytree(earlier, folder)
     if is_tuned:
         gather_folder(folder, model.tower.state_dict(), dtype, file_bytes)
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 
 from rebus.checkpoints import parts
-from rebus.checkpoints.adapter_files import stored_adapters
+from rebus.checkpoints.adapter_files import homes, stored_adapters
 from rebus.checkpoints.hub import Named, composition, fitting, known_layout, layout_of, our_tensors
 from rebus.checkpoints.layouts.stored import tensors_of
 from rebus.checkpoints.save import base_fingerprints, is_writer
@@ -70,9 +70,15 @@ def open_skeleton(
         assert model is not None
         assert image is not None
         start = _fresh(model, image, seed=seed, weights=weights)
-    if lora is None or start.model.config.lora is not None:
+    held = start.model.config.lora
+    if lora is not None and held is not None and lora != held:
+        raise ConfigError(
+            f"{init} has adapters of its own: {held}. Leave `lora` out, or `rebus export --merge` it first."
+        )
+    if lora is None or held is not None:
         return start
     add_lora(start.model, lora)
+    homes(start.model.config)  # refuses what no save could write
     return _followed(start, lambda: fresh_adapters(start.model, seed))
 
 
@@ -125,6 +131,7 @@ def _of_checkpoint(
     trained = folder / "tower" if (folder / "tower").is_dir() else None
     vision, text = parts.vision_config(config.tower, trained), parts.text_config(config.language)
     model = assemble(config, image, vision=vision, text=text, with_weights=weights).eval()
+    model.trained_tower = trained if config.tower.weights != trained else None
 
     def tensors() -> Iterator[Named]:
         connector = ((f"connector.{name}", value) for name, value in tensors_of(folder / "connector.safetensors"))

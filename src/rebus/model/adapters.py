@@ -41,6 +41,7 @@ def add_lora(model: Any, lora: LoraConfig, seed: int | None = None) -> None:
         for part, names in targets.items():
             settings = peft_settings(lora, names)
             peft.inject_adapter_in_model(settings, getattr(model, part), low_cpu_mem_usage=True)
+    model.train(model.training)  # peft's layers come in training mode, with dropout
     model.config = model.config.model_copy(update={"lora": lora})
     if model.device.type != "meta":
         _fill(model, fresh_adapters(model, seed))

@@ -1,7 +1,8 @@
 """Builds a vision-language model from its config: a tower, a connector, a causal language model."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -23,13 +24,39 @@ from rebus.towers.config import TowerConfig
 from rebus.towers.hub import empty_tower
 
 
+class Pack(Protocol):
+    """What a forward pass reads: one object, since FSDP sends every tensor among a module's arguments to the device and
+    waits for each. pixels and positions lie there, the rest on the host. Shapes as in `hidden`; names: of the samples.
+    """
+
+    @property
+    def ids(self) -> torch.Tensor: ...
+    @property
+    def labels(self) -> torch.Tensor: ...
+    @property
+    def positions(self) -> torch.Tensor: ...
+    @property
+    def bounds(self) -> torch.Tensor: ...
+    @property
+    def pixels(self) -> torch.Tensor: ...
+    @property
+    def slots(self) -> torch.Tensor: ...
+    @property
+    def grids(self) -> torch.Tensor: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+
+
 class VisionLanguageModel(nn.Module):
     """tower: pixels -> features. connector: features -> image tokens. language: a transformers causal LM.
 
     image: the rule that the pixels come by. It may be exchanged for another of its kind where no weight depends on
     the difference, such as the number of tokens or of pixels.
+    trained_tower: the folder of an earlier checkpoint that holds the tower's weights, where `config.tower` names those
+    that it was trained from.
     """
 
+    trained_tower: Path | None = None
     tower: Any
     connector: Any
     language: Any
@@ -71,7 +98,13 @@ class VisionLanguageModel(nn.Module):
         """The output layer: hidden [*, H] -> logits [*, V]."""
         return self.language.get_output_embeddings()
 
-    def forward(
+    def forward(self, pack: Pack) -> tuple[torch.Tensor, int]:
+        """`loss` of a pack."""
+        return self.loss(
+            *(pack.ids, pack.labels, pack.positions, pack.bounds), *(pack.pixels, pack.slots, pack.grids), pack.names
+        )
+
+    def loss(
         self,
         ids: torch.Tensor,
         labels: torch.Tensor,
@@ -82,7 +115,10 @@ class VisionLanguageModel(nn.Module):
         grids: torch.Tensor,
         keys: Sequence[str] = (),
     ) -> tuple[torch.Tensor, int]:
-        """SUM of token losses over the pack and the number of supervised tokens. Shapes as in `hidden`."""
+        """SUM of token losses over the pack and the number of supervised tokens. Shapes as in `hidden`.
+
+        labels: int64 [T], the target predicted at each position, -100 where none.
+        """
         states = self.hidden(ids, positions, bounds, pixels, slots, grids, keys)
         return token_loss(states, labels, self.head.weight, self.head.bias)
 

@@ -23,10 +23,11 @@ from rebus.training.budget_facts import Facts, facts_of, feed_of, likely_image
 from rebus.training.config import TrainRecipe, TrainsConfig
 from rebus.training.devices import Gpus, parse_gpus
 from rebus.training.flops import flops_of
-from rebus.training.memory import Memory, memory_of
+from rebus.training.memory import Memory, accumulates, memory_of
 from rebus.training.metrics import read_rows
 from rebus.training.parts import freeze_all_but
 
+GPUS = "8xA100-40G"
 MFU = 0.35
 """Of the GPU's peak, where no run was measured: an assumption."""
 GB = 1e9
@@ -42,6 +43,22 @@ class Asked:
     mfu_source: str = "assumed"
     price: float | None = None
     prefer_expected: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """The same of several recipes. gpus: None for those that each expects."""
+
+    gpus: str | None
+    mfu: float = MFU
+    mfu_source: str = "assumed"
+    price: float | None = None
+    prefer_expected: bool = False
+
+    def of(self, recipe: TrainRecipe) -> Asked:
+        """Raises: ConfigError for GPUs that are not known."""
+        gpus = self.gpus or (recipe.expected.gpus if recipe.expected is not None else GPUS)
+        return Asked(parse_gpus(gpus), self.mfu, self.mfu_source, self.price, self.prefer_expected)
 
 
 @dataclass(frozen=True)
@@ -62,13 +79,25 @@ class Budget:
     final: float
 
 
-def run(paths: Sequence[Path], overrides: Sequence[str], asked: Asked, *, markdown: bool = False) -> None:
+def recipes_in(path: Path) -> list[Path]:
+    """A recipe, or all of a folder that say what they expect. Raises: DataError where there is none."""
+    if not path.is_dir():
+        return [path]
+    trees = {file: yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(path.rglob("*.yaml"))}
+    found = [file for file, tree in trees.items() if isinstance(tree, dict) and {"trains", "expected"} <= set(tree)]
+    if not found:
+        raise DataError(f"{path} holds no training recipe with an `expected` section. Name a recipe's file.")
+    return found
+
+
+def run(paths: Sequence[Path], overrides: Sequence[str], question: Question, *, markdown: bool = False) -> None:
     """Prints one budget, or a row for each recipe. Raises: ConfigError where a single run does not fit its GPUs."""
     if markdown:
-        output.print("\n".join(_markdown(paths, overrides, asked)), markup=False, highlight=False, soft_wrap=True)
+        output.print("\n".join(_markdown(paths, overrides, question)), markup=False, highlight=False, soft_wrap=True)
         return
     for path in paths:
         recipe = load_recipe(TrainRecipe, path, list(overrides))
+        asked = question.of(recipe)
         budget = foretell(recipe, path, asked)
         _show(path, budget, asked)
         if not fits(budget, asked):
@@ -164,15 +193,17 @@ def fits(budget: Budget, asked: Asked) -> bool:
     return budget.memory.total <= asked.gpus.device.memory
 
 
-def knobs(recipe: TrainRecipe) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What could make a run smaller, in the order of what it costs: (as said on the command line, fields)."""
+def knobs(recipe: TrainRecipe, world: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What could make a run smaller, in the order of what it costs: (as said on the command line, fields; of
+    `parallel` those that change)."""
     if recipe.packs_per_batch > 1:
         yield "packs_per_batch=1", {"packs_per_batch": 1}
+    if world > 1 and accumulates(recipe, world) and not recipe.parallel.reduce_every_batch:
+        yield "parallel.reduce_every_batch=true", {"parallel": {"reduce_every_batch": True}}
     if recipe.activations != "full":
         yield "activations=full", {"activations": "full"}
     if recipe.parallel.kind != "shard":
-        kind = recipe.parallel.model_copy(update={"kind": "shard", "shard_ranks": None})
-        yield "parallel.kind=shard", {"parallel": kind}
+        yield "parallel.kind=shard", {"parallel": {"kind": "shard", "shard_ranks": None}}
     if recipe.optimizer.kind == "adamw":
         yield "optimizer.kind=adamw_8bit", {"optimizer": recipe.optimizer.model_copy(update={"kind": "adamw_8bit"})}
     lora = recipe.lora or LoraConfig()
@@ -185,24 +216,28 @@ def knobs(recipe: TrainRecipe) -> Iterator[tuple[str, dict[str, Any]]]:
     elif recipe.lora is not None and lora.quantise is None:
         yield "QLoRA (lora.quantise=nf4)", {"lora": lora.model_copy(update={"quantise": "nf4"})}
     if not recipe.parallel.cpu_offload:
-        yield "parallel.cpu_offload=true", {"parallel": recipe.parallel.model_copy(update={"cpu_offload": True})}
+        yield "parallel.cpu_offload=true", {"parallel": {"cpu_offload": True}}
+
+
+def turned(recipe: TrainRecipe, update: dict[str, Any]) -> TrainRecipe:
+    """The recipe with some of what `knobs` yields."""
+    parallel = recipe.parallel.model_copy(update=update.get("parallel", {}))
+    return recipe.model_copy(update={**update, "parallel": parallel})
 
 
 def what_fits(recipe: TrainRecipe, path: Path, asked: Asked) -> str | None:
     """The first knob that makes the run fit by itself, else the first that does on top of those before it."""
-    tried = list(knobs(recipe))
+    tried = list(knobs(recipe, asked.gpus.num))
     for name, update in tried:
-        if fits(foretell(recipe.model_copy(update=update), path, asked), asked):
+        if fits(foretell(turned(recipe, update), path, asked), asked):
             return name
     together: dict[str, Any] = {}
     names: list[str] = []
     for name, update in tried:
-        if "parallel" in update and "parallel" in together:
-            moved = {"kind": "shard", "shard_ranks": None, "cpu_offload": True}
-            update = {"parallel": recipe.parallel.model_copy(update=moved)}
-        together |= update
+        parallel = {**together.get("parallel", {}), **update.get("parallel", {})}
+        together = {**together, **update, "parallel": parallel}
         names.append(name)
-        if fits(foretell(recipe.model_copy(update=together), path, asked), asked):
+        if fits(foretell(turned(recipe, together), path, asked), asked):
             return " with ".join([names[-1], *names[:-1]])
     return None
 
@@ -245,24 +280,20 @@ def _show(path: Path, budget: Budget, asked: Asked) -> None:
         say(f"assumed: {line}")
 
 
-def _markdown(paths: Sequence[Path], overrides: Sequence[str], asked: Asked) -> Iterator[str]:
-    yield "| recipe | GPUs | GB a GPU | steps | tokens a step | s a step | hours | GPU hours | fits |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+def _markdown(paths: Sequence[Path], overrides: Sequence[str], question: Question) -> Iterator[str]:
+    yield "| recipe | GPUs | GB a GPU | fill | steps | tokens a step | s a step | hours | GPU hours | fits |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for path in paths:
         recipe = load_recipe(TrainRecipe, path, list(overrides))
+        asked = question.of(recipe)
         try:
             budget = foretell(recipe, path, asked)
-        except ConfigError as error:  # of these GPUs, or of this recipe: the others have their rows
-            yield f"| {path.with_suffix('')} | {asked.gpus} | | | | | | | {error} |"
+        except (ConfigError, DataError) as error:  # of these GPUs, or of this recipe: the others have their rows
+            yield f"| {path.with_suffix('')} | {asked.gpus} | | | | | | | | {error} |"
             continue
         knob = "yes" if fits(budget, asked) else what_fits(recipe, path, asked)
-        cells = [f"{budget.memory.total / GB:,.1f}", f"{budget.steps:,}", f"{budget.tokens:,.0f}"]
+        cells = [f"{budget.memory.total / GB:,.1f}", f"{budget.facts.fill:.1%}"]
+        cells += [f"{budget.steps:,}", f"{budget.tokens:,.0f}"]
         cells += [f"{budget.seconds:,.1f}", f"{budget.hours:,.1f}", f"{budget.hours * asked.gpus.num:,.0f}"]
         answer = "no" if knob is None else knob if knob == "yes" else f"with {knob}"
         yield f"| {path.with_suffix('')} | {asked.gpus} | {' | '.join(cells)} | {answer} |"
-
-
-def asked_of(gpus: str, mfu: str | None, price: float | None, prefer_expected: bool) -> Asked:
-    """From the command line. Raises: ConfigError."""
-    share, source = read_mfu(mfu)
-    return Asked(parse_gpus(gpus), share, source, price, prefer_expected)

@@ -16,9 +16,8 @@ def gradient_norms(parts: Mapping[str, Sequence[torch.nn.Parameter]]) -> torch.T
 
     A parameter without a gradient counts nothing. Squares are summed in float64, so the number of ranks does not show.
     """
-    counted = {part: [p.grad for p in members if p.grad is not None] for part, members in parts.items()}
-    squares = torch.stack([_squares([local(one) for one in gradients]) for gradients in counted.values()])
-    group = next((_sharded_over(one) for gradients in counted.values() for one in gradients), None)
+    squares = torch.stack([_squares(members) for members in parts.values()])
+    group = _sharded_over(next(iter(next(iter(parts.values())))))
     if group is not None:
         torch.distributed.all_reduce(squares, group=group)
     return squares.sqrt()
@@ -36,15 +35,16 @@ def clip_factor(norm: float, max_norm: float) -> float:
     return min(1.0, max_norm / (norm + 1e-6))
 
 
-def _squares(gradients: list[torch.Tensor]) -> torch.Tensor:
+def _squares(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+    gradients = [local(one.grad) for one in parameters if one.grad is not None]
     if not gradients:
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device=local(parameters[0]).device)
     return torch.stack(torch._foreach_norm(gradients, 2)).double().square().sum()
 
 
-def _sharded_over(gradient: torch.Tensor) -> torch.distributed.ProcessGroup | None:
-    """The ranks that hold the rest of this gradient; None where each holds all."""
-    if not isinstance(gradient, DTensor):
+def _sharded_over(parameter: torch.Tensor) -> torch.distributed.ProcessGroup | None:
+    """The ranks that hold the rest of what learns; None where each holds all."""
+    if not isinstance(parameter, DTensor):
         return None
-    dimension = next((n for n, kind in enumerate(gradient.placements) if isinstance(kind, Shard)), None)
-    return None if dimension is None else gradient.device_mesh.get_group(dimension)
+    dimension = next((n for n, kind in enumerate(parameter.placements) if isinstance(kind, Shard)), None)
+    return None if dimension is None else parameter.device_mesh.get_group(dimension)

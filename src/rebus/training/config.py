@@ -118,7 +118,8 @@ class ExpectedConfig(Config):
     """What the plan will hold where it does not lie here, for `rebus budget`; a plan that does is counted instead.
 
     packs: in one epoch. capacity: tokens of one. fill: share of it that holds tokens. visual, supervised: shares of
-    those. document_tokens: mean length of a document, each with `pictures`. source: where the figures are from.
+    those. document_tokens: mean length of a document, each with `pictures`. gpus: those that the recipe is meant for,
+    such as `8xA100-40G`. source: where the figures are from.
     """
 
     packs: int = Field(gt=0)
@@ -128,6 +129,7 @@ class ExpectedConfig(Config):
     supervised: float = Field(gt=0, le=1)
     document_tokens: float = Field(gt=0)
     pictures: float = Field(default=1.0, ge=0)
+    gpus: str = "8xA100-40G"
     source: str
 
 
@@ -198,6 +200,10 @@ class TrainRecipe(Config):
             raise ValueError("give exactly one of `epochs` and `steps`")
         if self.packs_per_step % self.packs_per_batch:
             raise ValueError("`packs_per_step` is not a multiple of `packs_per_batch`")
+        if self.model is not None and self.model.lora is not None:
+            raise ValueError("`model.lora` is what checkpoints say; a recipe has its `lora` beside `model`")
+        if self.standardise_features and (self.feature_cache is None or self.model is None):
+            raise ValueError("`standardise_features` is for a new connector (`model`) over a `feature_cache`")
         return self
 
     @model_validator(mode="after")
@@ -218,6 +224,10 @@ class TrainRecipe(Config):
     def _parts_fit(self) -> "TrainRecipe":
         if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("fp16 is for GPUs without bf16; on the CPU train in fp32 or bf16")
+        if self.compile and self.activations == "selective":
+            raise ValueError("`compile` goes with activations off or full: selective keeps what compiled blocks reuse")
+        if self.parallel.cpu_offload and self.device == "cpu":
+            raise ValueError("`parallel.cpu_offload` takes from a GPU what the CPU holds anyway; leave it out")
         if (self.parallel.kind == "hybrid") != (self.parallel.shard_ranks is not None):
             raise ValueError("`parallel.shard_ranks` belongs to kind 'hybrid', which needs it")
         return self

@@ -21,7 +21,8 @@ from rebus.batches.order import step_packs
 from rebus.checkpoints.hub_folder import check_exportable
 from rebus.checkpoints.skeleton import open_skeleton
 from rebus.checkpoints.state import latest_state
-from rebus.fingerprint import holds_other, is_begun, is_current
+from rebus.errors import ConfigError
+from rebus.fingerprint import is_current
 from rebus.log import say, show_table
 from rebus.mesh import Mesh
 from rebus.model.families import VisionLanguageModel
@@ -30,7 +31,7 @@ from rebus.training.heldout import open_heldout
 from rebus.training.optimizer import build_optimizer, groups_of
 from rebus.training.parts import freeze_all_but, part_of
 from rebus.training.schedule import warmup_steps
-from rebus.training.start import describe, num_steps_of
+from rebus.training.start import describe, num_steps_of, refuse_other
 
 MOST_GPUS = 64
 
@@ -169,9 +170,10 @@ def _beginning(recipe: TrainRecipe) -> str:
     manifest = describe(recipe)
     if is_current(recipe.out, manifest):
         return f"not at all: {recipe.out} is up to date"
-    if not is_begun(recipe.out, manifest):
-        is_other = holds_other(recipe.out, manifest.kind)
-        return f"at step 0, and removes what another recipe made in {recipe.out}" if is_other else "at step 0"
+    try:
+        refuse_other(recipe, manifest)
+    except ConfigError as error:
+        return f"not at all: {error}"
     state = latest_state(recipe.out / "states")
     return f"at step {state.step:,}, where it was stopped" if state is not None else "at step 0"
 

@@ -10,6 +10,7 @@ import torch
 
 from rebus.batches.feed import Feed, Preparation, plan_images
 from rebus.errors import ConfigError
+from rebus.fingerprint import file_fingerprint, fingerprint
 from rebus.log import track
 from rebus.model.connector import pool
 from rebus.model.families import VisionLanguageModel
@@ -39,7 +40,18 @@ def cached(feed: Feed, model: VisionLanguageModel, folder: Path, *, standardise:
 
 def open_cache(folder: Path, model: VisionLanguageModel, image: FixedConfig) -> FeatureCache:
     """The cache of what this model's tower makes of pictures prepared by this rule."""
-    return FeatureCache(folder, tower_fingerprint(model.config.tower), image.fingerprint)
+    return FeatureCache(folder, _maker(model), image.fingerprint)
+
+
+def _maker(model: VisionLanguageModel) -> str:
+    """The tower's fingerprint; other weights than its config names, and fewer bits, make other features."""
+    base, more = tower_fingerprint(model.config.tower), {}
+    if model.trained_tower is not None:
+        more = {path.name: file_fingerprint(path) for path in sorted(model.trained_tower.iterdir())}
+    dtype = next(model.tower.parameters()).dtype
+    if dtype != torch.float32:
+        more["dtype"] = str(dtype)
+    return fingerprint({"tower": base, **more}) if more else base
 
 
 def fill_cache(

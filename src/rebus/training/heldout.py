@@ -1,7 +1,8 @@
 """Loss on packs that are not trained on, in the loop: the same packs each time, in the same order."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,6 @@ from rebus.batches.feed import Feed, build_batch, open_feed
 from rebus.errors import DataError
 from rebus.mesh import Mesh, sum_over_ranks
 from rebus.model.families import VisionLanguageModel
-from rebus.training.step import loss_of
 
 
 def open_heldout(plan: Path, training: Feed) -> Feed:
@@ -21,7 +21,7 @@ def open_heldout(plan: Path, training: Feed) -> Feed:
 
     Raises: StrangerError where its tokenizer, template or image rule are others, with what differs.
     """
-    return open_feed(plan, tokens=training.plan.tokens)
+    return replace(open_feed(plan, tokens=training.plan.tokens), cache=training.cache)
 
 
 def heldout_loss(
@@ -32,22 +32,26 @@ def heldout_loss(
     packs_per_batch: int = 1,
     mesh: Mesh = Mesh(),  # noqa: B008 - frozen
     device: str = "cpu",
+    after_batch: Callable[[], None] = lambda: None,
 ) -> float:
     """Mean loss in nats over the supervised tokens of the plan's first `num_packs` packs (None: all), on every rank.
 
     Each rank walks as many micro-batches as any other, since FSDP gathers weights in each; one that has none left
     walks an earlier one again and counts it as nothing. Mode and random numbers are as before afterwards.
-    Raises: DataError where no token is supervised.
+    after_batch: called after each micro-batch. Raises: DataError where no token is supervised.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses, of supervised tokens
+    loss_sum, count = torch.zeros((), dtype=torch.float64, device=device), 0
     with _looking_only(model, device):
         for batch, weight in _share(feed, num_packs, packs_per_batch, mesh):
-            loss, num_supervised = loss_of(model, batch.to(device))
-            sums += weight * torch.stack([loss.double(), loss.new_tensor(num_supervised, dtype=torch.float64)])
-    loss_sum, count = sum_over_ranks(sums, mesh).tolist()
-    if not count:
+            loss, num_supervised = model(batch.to(device))
+            loss_sum += weight * loss
+            count += weight * num_supervised
+            after_batch()
+    sums = torch.stack([loss_sum, torch.tensor(count, dtype=torch.float64, device=device)])
+    total, num_all = sum_over_ranks(sums, mesh).tolist()
+    if not num_all:
         raise DataError(f"{feed.plan.folder}: no held-out token is supervised. `rebus show` shows the mask.")
-    return loss_sum / count
+    return total / num_all
 
 
 def _share(feed: Feed, num_packs: int | None, packs_per_batch: int, mesh: Mesh) -> Iterator[tuple[Batch, int]]:

@@ -29,33 +29,42 @@ from rebus.training.evaluate import finish_evaluations
 from rebus.training.guard import Guard, list_skipped
 from rebus.training.metrics import StepRow, read_rows
 from rebus.training.optimizer import set_lr
+from rebus.training.parallel import needs_group
 from rebus.training.record import Record
 from rebus.training.resume import Progress, resume, save
 from rebus.training.schedule import lr_share
-from rebus.training.start import Run, describe, open_run
+from rebus.training.start import Run, describe, open_run, refuse_other
 from rebus.training.step import StepResult, train_step
 from rebus.training.stop import StopSignal
 from rebus.training.summary import show_summary
 from rebus.training.watchdog import Watchdog
 
 
-def run(recipe: TrainRecipe, *, anew: bool = False) -> Path:
+def run(recipe: TrainRecipe, *, anew: bool = False, replace: bool = False) -> Path:
     """Trains, or goes on training, until the recipe's last step; the checkpoint in `recipe.out` is then whole.
 
-    anew: begins at step 0, whatever an earlier start left. Raises: Stopped where a signal asked for it.
+    anew: begins at step 0, whatever an earlier start left. replace: removes what another recipe left in `out`.
+    Raises: ConfigError where that is worth something and neither is asked for; Stopped where a signal asked for it.
     """
     manifest = describe(recipe)
     if is_current(recipe.out, manifest) and not anew:
         say(f"{recipe.out} is up to date")
+        if recipe.evals is not None and is_first_process():
+            finish_evaluations(recipe.evals, recipe.out)
     else:
-        _run(recipe, manifest, anew)
-    if is_first_process():
-        complete(recipe)
+        if not (anew or replace):
+            refuse_other(recipe, manifest)
+        if not _run(recipe, manifest, anew):
+            return recipe.out
+    hub = recipe.out / "hub"
+    if recipe.hub_folder and is_first_process() and not hub.is_dir():  # no other rank waits for it
+        write_hub_folder(recipe.out, hub)
     return recipe.out
 
 
-def _run(recipe: TrainRecipe, manifest: Manifest, anew: bool) -> None:
-    started, mesh = time.monotonic(), join_mesh(recipe.device, always=recipe.precision != "fp32")
+def _run(recipe: TrainRecipe, manifest: Manifest, anew: bool) -> bool:
+    """To a whole checkpoint. Returns whether to go on: not where it was told to stop while evaluations went on."""
+    started, mesh = time.monotonic(), join_mesh(recipe.device, always=needs_group(recipe))
     try:
         with StopSignal(mesh) as stop:
             if mesh.is_main:
@@ -67,23 +76,17 @@ def _run(recipe: TrainRecipe, manifest: Manifest, anew: bool) -> None:
             with Record(this, done) as record:
                 with Watchdog(recipe.out, mesh, this.watch, recipe.stall_seconds) as dog:
                     done, progress = train(this, done, progress, record, stop, dog)
-                    if done < this.num_steps:
-                        raise stop.stopped(done, this.num_steps)
-                    save_checkpoint(this, manifest)
+                    if done == this.num_steps:
+                        save_checkpoint(this, manifest)
+                        leave_mesh(mesh)  # all together: what follows is rank 0's alone
                 record.finish(stop)
+            if done < this.num_steps:
+                raise stop.stopped(done, this.num_steps)
             if mesh.is_main:
                 _show(this, progress, wall_seconds=time.monotonic() - started)
+            return not stop.is_set
     finally:
         leave_mesh(mesh)
-
-
-def complete(recipe: TrainRecipe) -> None:
-    """What one process does for a whole checkpoint, without the others: evaluations that an earlier start left, and
-    the hub folder."""
-    if recipe.evals is not None:
-        finish_evaluations(recipe.evals, recipe.out)
-    if recipe.hub_folder and not (recipe.out / "hub").is_dir():
-        write_hub_folder(recipe.out, recipe.out / "hub")
 
 
 def train(
@@ -100,14 +103,14 @@ def train(
             totals = _agree(this, batches, stop)
             progress = _count(this, batches, totals, progress, quarantine)
             if totals.num_supervised:  # else all its documents are damaged: no update, no row
-                progress = _one_step(this, step, batches, totals, progress, record)
+                progress = _one_step(this, step, batches, totals, progress, record, dog)
             done = step + 1
+            record.evaluate(done)  # before the state: what goes on from that has it behind it
             if done % this.recipe.save_every == 0 or done == this.num_steps or totals.wants_stop:
                 with this.watch.phase("saving"):
                     save(this, done, progress)
             if totals.wants_stop:
                 break
-            record.evaluate(done)
         this.writer.settle()
     return done, progress
 
@@ -162,7 +165,13 @@ def _count(
 
 
 def _one_step(
-    this: Run, step: int, batches: list[Batch], totals: Totals, progress: Progress, record: Record
+    this: Run,
+    step: int,
+    batches: list[Batch],
+    totals: Totals,
+    progress: Progress,
+    record: Record,
+    dog: Watchdog,
 ) -> Progress:
     """One update, or none where the guard refuses it, and its row. Returns what has added up after it."""
     recipe, mesh = this.recipe, this.mesh
@@ -186,7 +195,7 @@ def _one_step(
     if recipe.ema is not None and result.refused is None:
         follow(this.average, this.trainable, recipe.ema.decay)
     row = _row(this, step, totals, result, lr, progress)
-    record.add(row, progress)
+    record.add(row, progress, dog)
     if result.refused is not None:
         if mesh.is_main:
             list_skipped(this.skipped, step, result.refused, _packs(this, step), this.feed)

@@ -73,8 +73,16 @@ def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
 def set_lr(optimizers: Optimizers, share: float) -> float:
     """Sets every group to `share` of its peak rate. Returns the highest rate."""
     for group in groups_of(optimizers):
-        group["lr"] = group["peak_lr"] * share
-    return max(group["lr"] for group in groups_of(optimizers))
+        _put_lr(group, group["peak_lr"] * share)
+    return max(group["peak_lr"] * share for group in groups_of(optimizers))
+
+
+def _put_lr(group: dict[str, Any], lr: float) -> None:
+    """torchao holds its rates in tensors and refuses others in their place."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
 
 
 def groups_of(optimizers: Optimizers) -> list[dict[str, Any]]:
@@ -109,25 +117,23 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
     whole = value.to_local() if isinstance(value, DTensor) else value
     if not hasattr(whole, "codes"):
         return value
-    floats = whole.dequantize()
+    floats = whole.dequantize().cpu()  # where they are written from: all of them at once would not fit the card
     if not isinstance(value, DTensor):
         return floats
-    return DTensor.from_local(
-        floats, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
-    )
+    return DTensor(floats, value._spec, requires_grad=False)  # from_local would move it back
 
 
 def make_states(optimizers: Optimizers) -> None:
     """Makes every state as the first step would, all zeros, and changes no weight: places to restore into."""
-    rates = [group["lr"] for group in groups_of(optimizers)]
+    rates = [float(group["lr"]) for group in groups_of(optimizers)]
     for group in groups_of(optimizers):
-        group["lr"] = 0.0
+        _put_lr(group, 0.0)
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     take_step(optimizers)
     drop_gradients(optimizers)
     for group, rate in zip(groups_of(optimizers), rates, strict=True):
-        group["lr"] = rate
+        _put_lr(group, rate)
 
 
 def is_quantised(optimizers: Optimizers) -> bool:

@@ -26,8 +26,13 @@ BLOCK_LISTS = ("layers", "blocks", "layer")
 
 
 def is_sharded(recipe: TrainRecipe, world: int) -> bool:
-    """Whether FSDP2 holds the model: for several ranks, and for one that computes in less than fp32."""
-    return world > 1 or recipe.precision != "fp32"
+    """Whether FSDP2 holds the model: for several ranks, for one that computes in less than fp32 or offloads."""
+    return world > 1 or needs_group(recipe)
+
+
+def needs_group(recipe: TrainRecipe) -> bool:
+    """Whether even a process alone needs a process group."""
+    return recipe.precision != "fp32" or recipe.parallel.cpu_offload
 
 
 def distribute(model: VisionLanguageModel, recipe: TrainRecipe, mesh: Mesh) -> None:
@@ -69,7 +74,7 @@ def shard(model: VisionLanguageModel, config: ParallelConfig, mesh: Mesh, device
     wrap = partial(_wrap, ranks=ranks, config=config, dtype=dtype, ignored=whole)
     for block in blocks(model, with_tower=model.trains_tower):
         wrap(block, config.reshard_after_forward)
-    wrap(model, False)  # its weights are needed again as soon as the backward pass begins
+    wrap(model, False, casts=True)  # its weights are needed again as soon as the backward pass begins
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -79,13 +84,17 @@ def shard(model: VisionLanguageModel, config: ParallelConfig, mesh: Mesh, device
 def _wrap(
     module: nn.Module,
     reshard: bool,
+    casts: bool = False,
     *,
     ranks: DeviceMesh,
     config: ParallelConfig,
     dtype: torch.dtype,
     ignored: set[nn.Parameter],
 ) -> None:
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if dtype != torch.float32 else None
+    """casts: what the module is called with; between blocks nothing is, so that fp32 rotary tables stay it."""
+    policy = None
+    if dtype != torch.float32:
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=casts)
     fully_shard(
         module,
         mesh=ranks,

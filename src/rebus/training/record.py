@@ -1,5 +1,6 @@
 """What a run tells of its steps, on rank 0: metrics.jsonl, trackers, the panel, evaluations beside the run."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -14,6 +15,7 @@ from rebus.training.resume import Progress
 from rebus.training.start import Run
 from rebus.training.stop import StopSignal
 from rebus.training.trackers import open_trackers
+from rebus.training.watchdog import Watchdog
 
 
 class Record:
@@ -42,13 +44,13 @@ class Record:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._open.close()
 
-    def add(self, row: StepRow, progress: Progress) -> None:
-        """After a step. Collective where the held-out loss is due."""
+    def add(self, row: StepRow, progress: Progress, dog: Watchdog) -> None:
+        """After a step. Collective where the held-out loss is due; the watchdog hears of each of its batches."""
         this, heldout = self._this, self._this.recipe.heldout
         done = row.step + 1
         if heldout is not None and this.heldout is not None and (done % heldout.every == 0 or done == this.num_steps):
             with this.watch.phase("heldout"), averaged(this.average, this.trainable):
-                row = replace(row, heldout=self._heldout_loss())
+                row = replace(row, heldout=self._heldout_loss(lambda: dog.beat(row.step)))
             this.watch.lap()  # no part of the next step's time
         if this.mesh.is_main:
             append_row(this.metrics, row)
@@ -62,7 +64,7 @@ class Record:
         this = self._this
         if is_due(this.recipe.evals, done):
             folder = checkpoint_at(this.recipe.out, done)
-            with averaged(this.average, this.trainable):
+            with this.watch.phase("saving"), averaged(this.average, this.trainable):
                 save_model(this.model, this.feed.plan.tokens.model_dump(mode="json"), folder)
             if self._evaluations is not None:
                 self._evaluations.start(done, folder)
@@ -73,7 +75,7 @@ class Record:
             for result in self._evaluations.close(is_stopped=lambda: stop.is_set):
                 self._trackers.log_eval(result.step, result.figures)
 
-    def _heldout_loss(self) -> float:
+    def _heldout_loss(self, after_batch: Callable[[], None]) -> float:
         this, heldout = self._this, self._this.recipe.heldout
         assert heldout is not None
         assert this.heldout is not None
@@ -84,6 +86,7 @@ class Record:
             packs_per_batch=this.recipe.packs_per_batch,
             mesh=this.mesh,
             device=this.device,
+            after_batch=after_batch,
         )
 
     def _report_evaluations(self) -> None:

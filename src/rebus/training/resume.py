@@ -46,6 +46,7 @@ def resume(this: Run, *, anew: bool = False) -> tuple[int, Progress]:
     if anew and this.mesh.is_main:
         shutil.rmtree(this.states, ignore_errors=True)
         this.quarantine.unlink(missing_ok=True)
+        this.skipped.unlink(missing_ok=True)
     wait_for_all(this.mesh)
     state = latest_state(this.states, this.mesh)
     first = state.step if state is not None else 0

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 from rebus.batches.feed import Feed, open_feed
 from rebus.batches.loader import check_division
@@ -11,8 +13,9 @@ from rebus.batches.order import num_steps_for
 from rebus.checkpoints.hub_folder import check_exportable
 from rebus.checkpoints.save import language_fingerprint, model_fingerprint
 from rebus.checkpoints.skeleton import open_skeleton
-from rebus.checkpoints.state import StateWriter
-from rebus.fingerprint import Manifest, read_manifest
+from rebus.checkpoints.state import StateWriter, latest_state
+from rebus.errors import ConfigError
+from rebus.fingerprint import MANIFEST, Manifest, holds_other, is_begun, read_manifest
 from rebus.mesh import Mesh
 from rebus.model.assemble import fill
 from rebus.model.families import VisionLanguageModel
@@ -85,6 +88,38 @@ def describe(recipe: TrainRecipe) -> Manifest:
         inputs["language"] = language_fingerprint(recipe.model.language)
         inputs["tower"] = tower_fingerprint(recipe.model.tower)
     return Manifest("checkpoint", {"format": FORMAT, **recipe.model_dump(mode="json", exclude=NOT_SHAPING)}, inputs)
+
+
+def refuse_other(recipe: TrainRecipe, manifest: Manifest) -> None:
+    """Raises: ConfigError where `out` holds a run of other settings that has come to a state, or to its end."""
+    out = recipe.out
+    if is_begun(out, manifest) or not holds_other(out, manifest.kind):
+        return
+    state, is_whole = latest_state(out / "states"), (out / MANIFEST).is_file()
+    if is_whole or state is not None:
+        reached = "a whole checkpoint" if is_whole or state is None else f"the state after step {state.step:,}"
+        rows = [f"{out} holds {reached} of another run:", *_differences(recipe)]
+        rows.append(f"Name another `out`, take the settings in {out}/recipe.yaml, or add --replace to remove that run.")
+        raise ConfigError("\n".join(rows))
+
+
+def _differences(recipe: TrainRecipe) -> list[str]:
+    """Of the settings that shape the weights, those that the recipe.yaml in `out` has otherwise."""
+    try:
+        there = _flat(yaml.safe_load((recipe.out / "recipe.yaml").read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError):
+        return ["  its recipe cannot be read."]
+    here = _flat(recipe.model_dump(mode="json", exclude=NOT_SHAPING))
+    names = [name for name in {**there, **here} if name.split(".")[0] not in NOT_SHAPING]
+    rows = [f"  {n}: {there.get(n)} there, {here.get(n)} here" for n in names if there.get(n) != here.get(n)]
+    return rows or ["  the settings are equal: its plan or start was made anew, or another Rebus made it."]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def open_run(recipe: TrainRecipe, mesh: Mesh) -> Run:

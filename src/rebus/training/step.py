@@ -89,22 +89,8 @@ def accumulate(
         with watch.phase("transfer"):
             there = batch.to(device)
         with watch.phase("forward"):
-            loss_sum, _ = loss_of(model, there)
+            loss_sum, _ = model(there)
         with watch.phase("backward"):
             (loss_sum / num_supervised * loss_scale).backward()
         total += loss_sum.detach()
     return total
-
-
-def loss_of(model: VisionLanguageModel, there: Batch) -> tuple[torch.Tensor, int]:
-    """SUM of the token losses of a batch that lies on the device, and the number of supervised tokens."""
-    return model(
-        there.ids,
-        there.labels,
-        there.positions,
-        there.bounds,
-        there.pixels,
-        there.slots,
-        there.grids,
-        there.names,
-    )

@@ -1,6 +1,6 @@
 """Told to stop: a signal sets a flag, the loop finishes its step and saves, and the run ends with a status that says
-why. Slurm sends SIGUSR1 ahead of its limit (`--signal=USR1@120`), torchrun SIGTERM or SIGINT 30 s before SIGKILL: a
-state that takes longer to write is lost, and the one before it stands."""
+why. Slurm sends a signal ahead of its limit (`--signal=TERM@180`), torchrun SIGTERM or SIGINT 30 s before SIGKILL: a
+state that takes longer to write is lost, and the one before it stands. torchrun itself ends by SIGUSR1."""
 
 import os
 import signal

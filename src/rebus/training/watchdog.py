@@ -32,7 +32,7 @@ DUMPED, SPOKEN = "dumped", "spoken"
 BUSY_SECONDS = 5.0
 """A heartbeat is written at most this often."""
 
-ORDER = ("start", "wait", "transfer", "forward", "backward", "optimizer", "saving", "other", "communication")
+ORDER = ("start", "wait", "transfer", "forward", "backward", "optimizer", "heldout", "saving", "other", "communication")
 """Who is behind among ranks at one step. Communication is last: a rank there waits for those that are not."""
 
 

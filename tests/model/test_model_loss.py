@@ -43,3 +43,19 @@ def test_nothing_supervised_is_zero():
     total, count = token_loss(hidden, torch.full((4,), -100), torch.randn(11, 6))
     total.backward()
     assert (float(total.detach()), count) == (0.0, 0)
+
+
+def test_fp16_keeps_the_gradients_of_many_unlikely_words():
+    """The likelihoods of 60,000 words lie where fp16 has few bits or none; scaled as fp16's runs scale their loss."""
+    torch.manual_seed(0)
+    hidden, labels = torch.randn(4, 32) / 8, torch.tensor([3, 9, 27, 81])
+    weight = torch.randn(60_000, 32).half()
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        inputs, head = (one.detach().to(dtype, copy=True).requires_grad_() for one in (hidden, weight))
+        (token_loss(inputs, labels, head)[0] * 1024).backward()
+        assert inputs.grad is not None
+        assert head.grad is not None
+        found.append((inputs.grad.double(), head.grad.double()[100:]))
+    for wanted, ours in zip(*found, strict=True):
+        assert float((ours - wanted).norm() / wanted.norm()) < 0.01

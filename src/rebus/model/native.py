@@ -2,6 +2,7 @@
 2.1; Qwen2.5-VL, section 2.1.1). The merger that follows is a connector."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ class NativeTower(nn.Module):
         super().__init__()
         self.config, self.width = config, config.width
         self.attention, self.gradient_checkpointing = PACKED, False
+        self._gradient_checkpointing_func: Any = partial(checkpoint, use_reentrant=False)  # as transformers names it
         self.patch_embed = _PatchEmbed(config)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
 
@@ -102,7 +104,7 @@ class NativeTower(nn.Module):
             is_full = layout.windows is None or number in self.config.full_blocks
             documents = layout.frames if is_full else layout.windows
             if self.gradient_checkpointing and self.training:
-                states = checkpoint(block, states, turn, documents, self.attention, use_reentrant=False)
+                states = self._gradient_checkpointing_func(block, states, turn, documents, self.attention)
             else:
                 states = block(states, turn, documents, self.attention)
         return states if layout.inverse is None else states[layout.inverse]

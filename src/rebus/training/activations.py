@@ -171,12 +171,11 @@ def _tower(model: VisionLanguageModel, recipe: TrainRecipe, work: Work) -> tuple
     moment = max(shape.read + 2 * shape.query + 2 * shape.inner + 3 * shape.width for shape in shapes)
     if not model.trains_tower:
         return 0.0, moment * compute * tokens
-    kind = "full" if is_native and recipe.activations == "selective" else recipe.activations
     first = next(number for number, block in enumerate(listed) if _learn([block]))
-    stored = sum(kept(shape, compute, kind) for shape in shapes[first:]) * tokens
+    stored = sum(kept(shape, compute, recipe.activations) for shape in shapes[first:]) * tokens
     if compute != FULL:  # the pixels that the first layer read, no longer in fp32
         stored += work.encoded * prod(model.image.row_shape) * compute
-    again = max(kept(shape, compute, "off") for shape in shapes) if kind != "off" else 0.0
+    again = max(kept(shape, compute, "off") for shape in shapes) if recipe.activations != "off" else 0.0
     return stored, (again + moment * compute) * tokens
 
 

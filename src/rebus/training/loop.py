@@ -52,7 +52,7 @@ def run(recipe: TrainRecipe, *, anew: bool = False, replace: bool = False) -> Pa
         if recipe.evals is not None and is_first_process():
             finish_evaluations(recipe.evals, recipe.out)
     else:
-        if not (anew or replace):
+        if is_first_process() and not (anew or replace):  # another would look while this one already writes
             refuse_other(recipe, manifest)
         if not _run(recipe, manifest, anew):
             return recipe.out

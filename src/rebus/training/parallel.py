@@ -141,23 +141,24 @@ class _Policy:
         self.products = {False: 0, True: 0}  # in the forward pass, and when it is run again
 
     def __call__(self, context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-        if operation._schema.name in _PRODUCTS:
+        name = str(getattr(operation, "overloadpacket", operation))  # operations of a higher order have none
+        if name in _PRODUCTS:
             self.products[context.is_recompute] += 1
             return _save(self.products[context.is_recompute] % 2 == 1)
-        return _save(operation._schema.name in _ATTENTION)
+        return _save(name in _ATTENTION)
 
 
 def _save(wanted: bool) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if wanted else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-_PRODUCTS = {"aten::mm", "aten::addmm"}
+_PRODUCTS = {"aten.mm", "aten.addmm"}
 _ATTENTION = {
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "aten::_scaled_dot_product_cudnn_attention",
-    "torch_attn::_varlen_attn",  # torch.nn.attention.varlen
-    "flash_attn::_flash_attn_varlen_forward",  # flash-attn 2
-    "flash_attn_3::_flash_attn_forward",
+    "aten._scaled_dot_product_flash_attention",
+    "aten._scaled_dot_product_efficient_attention",
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_cudnn_attention",
+    "torch_attn._varlen_attn",  # torch.nn.attention.varlen
+    "flash_attn._flash_attn_varlen_forward",  # flash-attn 2
+    "flash_attn_3._flash_attn_forward",
 }

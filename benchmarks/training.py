@@ -54,7 +54,6 @@ from rebus.training.record import Record
 from rebus.training.resume import Progress
 from rebus.training.step import StepResult
 from rebus.training.timing import Stopwatch
-from rebus.training.watchdog import Watchdog
 from training_data import SIDE, SMOLLM2, TINY, WRITERS, Shape, make_recipe, make_weights
 from training_rivals import GroupedTrainer, PlainLoop, Row, rows_of, within
 
@@ -120,8 +119,8 @@ class Rounds:
         return rows, max(1, round(len(rows) / feed.num_packs))
 
     def run(self) -> None:
-        def add(record: Record, row: StepRow, progress: Progress, dog: Watchdog) -> None:
-            real_add(record, row, progress, dog)
+        def add(record: Record, row: StepRow, progress: Progress) -> None:
+            real_add(record, row, progress)
             self._after(row)
 
         with patch.object(loop, "train_step", self._step), patch.object(Record, "add", add):

@@ -73,8 +73,9 @@ def _run(recipe: TrainRecipe, manifest: Manifest, anew: bool) -> bool:
             wait_for_all(mesh)
             this = open_run(recipe, mesh)
             done, progress = resume(this, anew=anew)
-            with Record(this, done) as record:
-                with Watchdog(recipe.out, mesh, this.watch, recipe.stall_seconds) as dog:
+            dog = Watchdog(recipe.out, mesh, this.watch, recipe.stall_seconds)
+            with Record(this, done, dog) as record:
+                with dog:
                     done, progress = train(this, done, progress, record, stop, dog)
                     if done == this.num_steps:
                         save_checkpoint(this, manifest)
@@ -103,7 +104,7 @@ def train(
             totals = _agree(this, batches, stop)
             progress = _count(this, batches, totals, progress, quarantine)
             if totals.num_supervised:  # else all its documents are damaged: no update, no row
-                progress = _one_step(this, step, batches, totals, progress, record, dog)
+                progress = _one_step(this, step, batches, totals, progress, record)
             done = step + 1
             record.evaluate(done)  # before the state: what goes on from that has it behind it
             if done % this.recipe.save_every == 0 or done == this.num_steps or totals.wants_stop:
@@ -165,13 +166,7 @@ def _count(
 
 
 def _one_step(
-    this: Run,
-    step: int,
-    batches: list[Batch],
-    totals: Totals,
-    progress: Progress,
-    record: Record,
-    dog: Watchdog,
+    this: Run, step: int, batches: list[Batch], totals: Totals, progress: Progress, record: Record
 ) -> Progress:
     """One update, or none where the guard refuses it, and its row. Returns what has added up after it."""
     recipe, mesh = this.recipe, this.mesh
@@ -195,7 +190,7 @@ def _one_step(
     if recipe.ema is not None and result.refused is None:
         follow(this.average, this.trainable, recipe.ema.decay)
     row = _row(this, step, totals, result, lr, progress)
-    record.add(row, progress, dog)
+    record.add(row, progress)
     if result.refused is not None:
         if mesh.is_main:
             list_skipped(this.skipped, step, result.refused, _packs(this, step), this.feed)

@@ -1,6 +1,5 @@
 """What a run tells of its steps, on rank 0: metrics.jsonl, trackers, the panel, evaluations beside the run."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
@@ -21,9 +20,9 @@ from rebus.training.watchdog import Watchdog
 class Record:
     """Entered on every rank after the run has resumed at step `first`; ranks other than 0 only walk along."""
 
-    def __init__(self, this: Run, first: int) -> None:
+    def __init__(self, this: Run, first: int, dog: Watchdog) -> None:
         recipe, mesh = this.recipe, this.mesh
-        self._this, self._first = this, first
+        self._this, self._first, self._dog = this, first, dog
         self._trackers = open_trackers(recipe, recipe.out, first, mesh)
         self._panel = Panel(
             this.num_steps,
@@ -44,13 +43,13 @@ class Record:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._open.close()
 
-    def add(self, row: StepRow, progress: Progress, dog: Watchdog) -> None:
+    def add(self, row: StepRow, progress: Progress) -> None:
         """After a step. Collective where the held-out loss is due; the watchdog hears of each of its batches."""
         this, heldout = self._this, self._this.recipe.heldout
         done = row.step + 1
         if heldout is not None and this.heldout is not None and (done % heldout.every == 0 or done == this.num_steps):
             with this.watch.phase("heldout"), averaged(this.average, this.trainable):
-                row = replace(row, heldout=self._heldout_loss(lambda: dog.beat(row.step)))
+                row = replace(row, heldout=self._heldout_loss(row.step))
             this.watch.lap()  # no part of the next step's time
         if this.mesh.is_main:
             append_row(this.metrics, row)
@@ -75,7 +74,7 @@ class Record:
             for result in self._evaluations.close(is_stopped=lambda: stop.is_set):
                 self._trackers.log_eval(result.step, result.figures)
 
-    def _heldout_loss(self, after_batch: Callable[[], None]) -> float:
+    def _heldout_loss(self, step: int) -> float:
         this, heldout = self._this, self._this.recipe.heldout
         assert heldout is not None
         assert this.heldout is not None
@@ -86,7 +85,7 @@ class Record:
             packs_per_batch=this.recipe.packs_per_batch,
             mesh=this.mesh,
             device=this.device,
-            after_batch=after_batch,
+            after_batch=lambda: self._dog.beat(step),
         )
 
     def _report_evaluations(self) -> None:

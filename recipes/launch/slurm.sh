@@ -24,7 +24,8 @@ fi
 if [[ -n ${VENV:-} ]]; then
   source "$VENV/bin/activate"
 fi
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes%%$'\n'*} # not `| head -n 1`: a pipe that closes early fails the job now and then (SIGPIPE under pipefail)
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs on one node must not meet
 gpus=${SLURM_GPUS_ON_NODE:-8}
 exec srun --kill-on-bad-exit=1 torchrun \

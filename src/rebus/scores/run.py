@@ -1,26 +1,25 @@
 """`rebus score`: every scorer over every shard, one decode a picture, restartable shard by shard."""
 
-import importlib
 import json
-import pkgutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from safetensors.numpy import load_file, save
 
-from rebus.config import check_recipe, dump_recipe
-from rebus.engine import list_shards, map_shards
-from rebus.errors import ConfigError, DataError, nearest
+from rebus.config import dump_recipe
+from rebus.engine import list_shards, stream_shards
+from rebus.errors import DataError
 from rebus.fingerprint import (
     Manifest,
+    discard,
+    fingerprint,
+    is_begun,
     is_current,
     prepare_out,
     read_manifest,
@@ -28,171 +27,123 @@ from rebus.fingerprint import (
     write_manifest,
 )
 from rebus.log import say, show_table
-from rebus.records import Damage
-from rebus.scores import scorers
 from rebus.scores.config import ScoreRecipe
-from rebus.scores.decode import Decoded, decode_shard
+from rebus.scores.measure import Pass, Scored
+from rebus.scores.scorer import Scorer, open_named
+from rebus.scores.tables import (
+    SCORER,
+    concatenate,
+    measured_path,
+    read_measured,
+    read_quarantine,
+    table_path,
+    write_table,
+)
 
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A scorer of a recipe: its name, its module (see scorers/__init__.py) and its checked options."""
-
-    name: str
-    module: ModuleType
-    options: Any
-
-    @property
-    def judges_the_pool(self) -> bool:
-        return hasattr(self.module, "judge")
+FORMAT = 2
+SHARDS_AT_ONCE = 8  # what a worker among several reads ahead over: no pause between shards
 
 
 def run(recipe: ScoreRecipe) -> Path:
     """Scores the shards of `recipe.shards` into `recipe.out` and prints what the scores look like."""
-    chosen = [open_named(name, options) for name, options in recipe.scorers.items()]
+    chosen = [open_named(name, entry) for name, entry in recipe.scorers.items()]
     shards = list_shards(recipe.shards)
-    source = read_manifest(recipe.shards, "shards")
-    made_by = {"format": FORMAT, **recipe.model_dump(mode="json", exclude={"out", "num_threads"})}
-    inputs = {"shards": source.fingerprint}
-    for scorer in chosen:
-        if hasattr(scorer.module, "inputs"):
-            inputs |= {f"{scorer.name}/{name}": found for name, found in scorer.module.inputs(scorer.options).items()}
-    manifest = Manifest("scores", made_by, inputs)
-    if is_current(recipe.out, manifest):
+    base = Manifest("scores", {"format": FORMAT}, {"shards": read_manifest(recipe.shards, "shards").fingerprint})
+    made_by = {scorer.name: scorer.made_by() for scorer in chosen}
+    whole = _with_others(recipe.out, base, made_by, shards)
+    if is_current(recipe.out, whole):
         say(f"{recipe.out} is up to date")
         return recipe.out
-    prepare_out(recipe.out, manifest)
-    _set_threads(recipe.num_threads)
+    prepare_out(recipe.out, base)
+    for name, found in made_by.items():
+        _prepare_scorer(recipe.out / name, found)
 
     started = time.monotonic()
-    _measure_shards(recipe, chosen, shards)
+    scored = _measure_shards(recipe, chosen, shards)
     for scorer in chosen:
         if scorer.judges_the_pool:
             _judge_pool(recipe.out, scorer, shards)
-    damages = [damage for shard in shards for damage in _read_quarantine(recipe.out, shard)]
+    damages = [damage for shard in shards for damage in read_quarantine(recipe.out, shard)]
     num_scored = sum(pq.read_metadata(table_path(recipe.out, chosen[0].name, shard)).num_rows for shard in shards)
     _stop_if_too_many_bad(recipe, damages, num_scored)
     dump_recipe(recipe, recipe.out / "recipe.yaml")
-    facts = {"num_scored": num_scored, "num_damaged": len(damages), "scorers": list(recipe.scorers)}
-    write_manifest(recipe.out, Manifest(manifest.kind, manifest.made_by, manifest.inputs, facts))
-    _close(recipe, chosen, shards, num_scored, len(damages), time.monotonic() - started)
+    facts = {"num_scored": num_scored, "num_damaged": len(damages), "scorers": list(whole.made_by["scorers"])}
+    write_manifest(recipe.out, Manifest(whole.kind, whole.made_by, whole.inputs, facts))
+    _close(recipe, chosen, shards, scored, time.monotonic() - started, (num_scored, len(damages)))
     return recipe.out
 
 
-def open_named(name: str, options: dict[str, Any]) -> Scorer:
-    """Finds a scorer by its module's name and checks its options."""
-    known = [module.name for module in pkgutil.iter_modules(scorers.__path__)]
-    if name not in known:
-        raise ConfigError(f"no scorer '{name}'{nearest(name, known)}. There are: {', '.join(known)}.")
-    module = importlib.import_module(f"{scorers.__name__}.{name}")
-    return Scorer(name, module, check_recipe(module.Options, options, f"scorers.{name}"))
+def _with_others(out: Path, base: Manifest, made_by: dict[str, Any], shards: list[Path]) -> Manifest:
+    """The manifest to come: these scorers, and those that earlier runs over the same shards finished."""
+    others = {}
+    if is_begun(out, base):
+        for path in sorted(out.glob(f"*/{SCORER}")):
+            name = path.parent.name
+            if name not in made_by and all(table_path(out, name, shard).is_file() for shard in shards):
+                others[name] = json.loads(path.read_text())["made_by"]
+    scorers = dict(sorted((others | made_by).items()))
+    return Manifest(base.kind, {**base.made_by, "scorers": scorers}, base.inputs)
 
 
-def table_path(out: Path, scorer: str, shard: Path) -> Path:
-    return out / scorer / f"{shard.stem}.parquet"
-
-
-def _quarantine_path(out: Path, shard: Path) -> Path:
-    return out / "quarantine" / f"{shard.stem}.jsonl"
-
-
-def _measured_path(out: Path, scorer: str, shard: Path) -> Path:
-    return out / scorer / f"{shard.stem}.measured.safetensors"
-
-
-def _measure_shards(recipe: ScoreRecipe, chosen: list[Scorer], shards: list[Path]) -> None:
-    """A shard is done once its quarantine file, written last, exists. Models load only if a shard is left."""
-    left = [shard for shard in shards if not _quarantine_path(recipe.out, shard).is_file()]
-    if not left:
+def _prepare_scorer(folder: Path, made_by: dict[str, Any]) -> None:
+    """Tables that other options or weights made give way; those of an interrupted run stay."""
+    path, wanted = folder / SCORER, fingerprint(made_by)
+    if path.is_file() and json.loads(path.read_text())["fingerprint"] == wanted:
         return
-    measures = {scorer.name: scorer.module.open_scorer(scorer.options) for scorer in chosen}
-
-    def measure_shard(shard: Path) -> None:
-        _measure_shard(recipe, chosen, measures, shard)
-
-    map_shards(measure_shard, left, description="scoring")
+    discard(folder)
+    write_atomically(path, json.dumps({"fingerprint": wanted, "made_by": made_by}, indent=2) + "\n")
 
 
-def _measure_shard(recipe: ScoreRecipe, chosen: list[Scorer], measures: dict[str, Callable], shard: Path) -> None:
-    damages: list[Damage] = []
-    identities: list[tuple[str, str]] = []
-    parts: dict[str, list[dict[str, np.ndarray]]] = {scorer.name: [] for scorer in chosen}
-    for batch in _batches(decode_shard(shard), recipe.batch_size, damages):
-        identities += [(item.uid, item.key) for item in batch]
-        for scorer in chosen:
-            parts[scorer.name].append(measures[scorer.name](batch))
-    for scorer in chosen:
-        columns = _concatenate(parts[scorer.name])
-        if scorer.judges_the_pool:
-            columns = {name: np.ascontiguousarray(values) for name, values in columns.items()}
-            metadata = {"uids": json.dumps(identities)}
-            write_atomically(_measured_path(recipe.out, scorer.name, shard), save(columns, metadata))
-        else:
-            _write_table(recipe.out, scorer.name, shard, identities, columns)
-    lines = "".join(json.dumps(asdict(damage)) + "\n" for damage in damages)
-    write_atomically(_quarantine_path(recipe.out, shard), lines)
+def _measure_shards(recipe: ScoreRecipe, chosen: list[Scorer], shards: list[Path]) -> list[Scored]:
+    """Each shard by the scorers that have not seen it yet. Models load only where some are left."""
+    scored: list[Scored] = []
+    missing = [
+        (tuple(one.name for one in chosen if not _is_measured(recipe.out, one, shard)), shard) for shard in shards
+    ]
+    for names, group in groupby(missing, key=lambda pair: pair[0]):
+        if names:
+            left = [shard for _, shard in group]
+            work = Pass(recipe, names)
+            scored += stream_shards(
+                work,
+                left,
+                description=f"scoring ({', '.join(names)})",
+                num_workers=recipe.num_workers,
+                stretch=SHARDS_AT_ONCE,
+                note=_speed,
+            )
+    return scored
 
 
-def _batches(items: Iterable[Decoded | Damage], size: int, damages: list[Damage]) -> Iterable[list[Decoded]]:
-    """Groups decoded samples; damaged ones go to `damages`."""
-    batch: list[Decoded] = []
-    for item in items:
-        if isinstance(item, Damage):
-            damages.append(item)
-            continue
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _is_measured(out: Path, scorer: Scorer, shard: Path) -> bool:
+    if table_path(out, scorer.name, shard).is_file():
+        return True
+    return scorer.judges_the_pool and measured_path(out, scorer.name, shard).is_file()
 
 
-def _concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+def _speed(scored: list[Scored]) -> str:
+    seconds = sum(one.seconds for one in scored) or 1e-9
+    num_samples, waiting = sum(one.num_samples for one in scored), sum(one.waiting for one in scored)
+    return f"{num_samples / seconds:,.0f} samples/s a worker, {waiting / seconds:.0%} waiting for decode"
 
 
 def _judge_pool(out: Path, scorer: Scorer, shards: list[Path]) -> None:
     """Joins what was measured on every shard, judges the pool as one, and deals the scores back to the shards."""
-    from safetensors import safe_open
-
-    paths = [_measured_path(out, scorer.name, shard) for shard in shards]
-    identities = []
-    for path in paths:
-        with safe_open(path, "np") as tensors:
-            identities.append([tuple(pair) for pair in json.loads(tensors.metadata()["uids"])])
-    pool = _concatenate([load_file(path) for path in paths])
+    if all(table_path(out, scorer.name, shard).is_file() for shard in shards):
+        return
+    measured = [read_measured(measured_path(out, scorer.name, shard)) for shard in shards]
+    pool = concatenate([columns for _, columns in measured if columns])
     scores = scorer.module.judge(scorer.options, pool)
     start = 0
-    for shard, rows in zip(shards, identities, strict=True):
-        stop = start + len(rows)
-        _write_table(out, scorer.name, shard, rows, {name: values[start:stop] for name, values in scores.items()})
+    for shard, (names, _) in zip(shards, measured, strict=True):
+        stop = start + len(names)
+        write_table(out, scorer.name, shard, names, {name: values[start:stop] for name, values in scores.items()})
         start = stop
+    for shard in shards:
+        measured_path(out, scorer.name, shard).unlink()
 
 
-def _write_table(
-    out: Path, scorer: str, shard: Path, identities: list[tuple[str, str]], columns: dict[str, np.ndarray]
-) -> None:
-    table = pa.table(
-        {
-            "uid": pa.array([uid for uid, _ in identities], pa.string()),
-            "key": pa.array([key for _, key in identities], pa.string()),
-            **{name: pa.array(values, pa.float32()) for name, values in columns.items()},
-        }
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_atomically(table_path(out, scorer, shard), sink.getvalue().to_pybytes())
-
-
-def _read_quarantine(out: Path, shard: Path) -> list[Damage]:
-    lines = _quarantine_path(out, shard).read_text(encoding="utf-8").splitlines()
-    return [Damage(**json.loads(line)) for line in lines]
-
-
-def _stop_if_too_many_bad(recipe: ScoreRecipe, damages: list[Damage], num_scored: int) -> None:
+def _stop_if_too_many_bad(recipe: ScoreRecipe, damages: list[Any], num_scored: int) -> None:
     num_seen = num_scored + len(damages)
     if len(damages) <= recipe.max_bad_share * num_seen:
         return
@@ -205,23 +156,37 @@ def _stop_if_too_many_bad(recipe: ScoreRecipe, damages: list[Damage], num_scored
     )
 
 
-def _set_threads(num_threads: int | None) -> None:
-    if num_threads is not None:
-        import torch
-
-        torch.set_num_threads(num_threads)
-
-
 def _close(
-    recipe: ScoreRecipe, chosen: list[Scorer], shards: list[Path], num_scored: int, num_damaged: int, seconds: float
+    recipe: ScoreRecipe,
+    chosen: list[Scorer],
+    shards: list[Path],
+    scored: list[Scored],
+    seconds: float,
+    counts: tuple[int, int],
 ) -> None:
-    rows: list[tuple[str, ...]] = []
-    for scorer in chosen:
-        tables = [pq.read_table(table_path(recipe.out, scorer.name, shard)) for shard in shards]
-        table = pa.concat_tables(tables, promote_options="default")
-        for name in table.column_names[2:]:
-            values = table[name].to_numpy()
-            quantiles = np.nanquantile(values, [0.05, 0.5, 0.95]) if np.isfinite(values).any() else [np.nan] * 3
-            rows.append((f"{scorer.name}.{name}", *(f"{value:.3g}" for value in quantiles)))
-    title = f"{num_scored:,} pairs scored in {seconds:.1f} s, {num_damaged:,} damaged"
-    show_table(title, ["column", "5%", "median", "95%"], rows)
+    rows = [row for scorer in chosen for row in _rows(recipe.out, scorer.name, shards)]
+    title = f"{counts[0]:,} pairs scored in {seconds:.1f} s, {counts[1]:,} damaged"
+    show_table(title, ["column", "5%", "median", "95%", "no value"], rows)
+    if scored:
+        say(f"{len(scored):,} of {len(shards):,} shards in this run: {_speed(scored)}")
+
+
+def _rows(out: Path, name: str, shards: list[Path]) -> list[tuple[str, ...]]:
+    """Quantiles of numbers; of texts and truths the most frequent, and its share."""
+    table = pa.concat_tables(
+        [pq.read_table(table_path(out, name, shard)) for shard in shards], promote_options="default"
+    )
+    return [(f"{name}.{column}", *_described(table[column])) for column in table.column_names[2:]]
+
+
+def _described(column: pa.ChunkedArray) -> tuple[str, ...]:
+    if not pa.types.is_floating(column.type):
+        counts = pc.value_counts(column.drop_null().combine_chunks())
+        first = max(counts.to_pylist(), key=lambda one: one["counts"], default={"values": "", "counts": 0})
+        share = first["counts"] / max(len(column), 1)
+        most = f"'{first['values']}' {share:.0%}" if share >= 0.01 else ""
+        return "", most, f"{len(counts):,} values", f"{column.null_count:,}"
+    values = column.to_numpy().astype(np.float64)
+    finite = values[np.isfinite(values)]
+    quantiles = np.quantile(finite, [0.05, 0.5, 0.95]) if len(finite) else [np.nan] * 3
+    return (*(f"{value:.3g}" for value in quantiles), f"{len(values) - len(finite):,}")

@@ -2,8 +2,9 @@
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,11 @@ def read_members(shard: Path, row: Mapping[str, Any]) -> dict[str, bytes]:
     return _members(shard, link, row, _read(link, row, None))
 
 
+def members_of(shard: Path, link: Link, row: Mapping[str, Any], blob: bytes) -> dict[str, bytes]:
+    """The same from the bytes of the sample, for who reads those of many at once. Raises: DataError."""
+    return _members(shard, link, row, blob)
+
+
 def read_sample(
     shard: Path, row: Mapping[str, Any], link: Link | None = None, cache: ShardCache | None = None
 ) -> Sample:
@@ -138,13 +144,18 @@ def read_metadata(shard: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def iterate(shard: Path) -> Iterator[tuple[dict[str, Any], Sample]]:
     """Yields (index row, sample) for every usable sample, in the data's order, read some megabytes at a time."""
+    return ((row, make()) for row, make in iterate_lazily(shard))
+
+
+def iterate_lazily(shard: Path) -> Iterator[tuple[dict[str, Any], Callable[[], Sample]]]:
+    """As `iterate`, the bytes read but not yet taken apart: another thread may call what makes the sample."""
     link = read_link(shard)
     rows = read_index(shard).to_pylist()
     for part in _stretches([row["length"] for row in rows]):
         together = rows[part]
         blobs = read_ranges(link.data, [row["offset"] for row in together], [row["length"] for row in together])
         for row, blob in zip(together, blobs, strict=True):
-            yield row, _assemble(shard, link, row, blob)
+            yield row, partial(_assemble, shard, link, row, blob)
 
 
 def _stretches(lengths: Sequence[int]) -> Iterator[slice]:

@@ -10,7 +10,6 @@ Only feature means, scales and the text's principal axes, which no label enters,
 The kernel form costs O(pool^3): 0.3 s for 1,400 pairs, minutes for 20,000, which is its limit.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from rebus.fingerprint import folder_fingerprint
 from rebus.pictures.config import FixedConfig
 from rebus.pictures.prepare import prepare_image
 from rebus.scores.decode import Decoded
+from rebus.scores.scorer import Opened
 from rebus.towers.config import TowerConfig, tower_fingerprint
 
 MAX_POOL = 20_000
@@ -44,8 +44,8 @@ class Options(Config):
     feature_cache: Path | None = None
 
 
-def open_scorer(options: Options) -> Callable[[list[Decoded]], dict[str, np.ndarray]]:
-    """Returns the measure: `image` [batch, C] mean tower feature, `text` [batch, hidden] mean token embedding.
+def open_scorer(options: Options) -> Opened:
+    """Measures `image` [batch, C] mean tower feature, `text` [batch, hidden] mean token embedding.
 
     Raises: ConfigError where the language folder has no tokenizer or no embedding table.
     """
@@ -63,17 +63,18 @@ def open_scorer(options: Options) -> Callable[[list[Decoded]], dict[str, np.ndar
     if options.feature_cache is not None:
         cache = FeatureCache(options.feature_cache, tower_fingerprint(options.tower), options.image.fingerprint)
 
-    def measure(batch: list[Decoded]) -> dict[str, np.ndarray]:
-        missing = [item.key for item in batch if item.image_bytes is None]
-        if missing:
-            raise DataError(f"pair_similarity needs a picture in every sample; '{missing[0]}' has none.")
-        images = [item.image_bytes for item in batch if item.image_bytes is not None]
+    def look(item: Decoded) -> tuple[bytes, list[int]]:
+        if item.image_bytes is None:
+            raise DataError(f"pair_similarity needs a picture in every sample; '{item.key}' has none.")
+        return item.image_bytes, tokenizer.encode(item.text, add_special_tokens=False).ids
+
+    def measure(batch: list[tuple[bytes, list[int]]]) -> dict[str, np.ndarray]:
+        images, ids = [image for image, _ in batch], [row for _, row in batch]
         features = encode_cached(tower, cache, images, lambda data: prepare_image(data, options.image))
-        ids = [tokenizer.encode(item.text, add_special_tokens=False).ids for item in batch]
         text = np.stack([table[row].mean(axis=0) if row else np.zeros(table.shape[1], table.dtype) for row in ids])
         return {"image": features.mean(axis=1), "text": text}
 
-    return measure
+    return Opened(look, measure)
 
 
 def inputs(options: Options) -> dict[str, str]:

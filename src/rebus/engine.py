@@ -6,6 +6,7 @@ exists are skipped. That is also why a lost worker costs no more than the shards
 
 import concurrent.futures
 import functools
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -148,8 +149,8 @@ def _on_cluster(cluster: Cluster, stream: Stream, stretches: list[list[Any]]) ->
     from ray.exceptions import RayActorError, RayTaskError
 
     _connect(cluster)
-    kind = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=-1)(_Worker)
-    actors = [kind.remote(os.getcwd()) for _ in range(_num_actors(cluster, len(stretches)))]
+    kind: Any = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=-1)(_Worker)
+    actors: list[Any] = [kind.remote(os.getcwd()) for _ in range(_num_actors(cluster, len(stretches)))]
     left, tries = list(enumerate(stretches)), [0] * len(stretches)
     left.reverse()
     underway: dict[Any, tuple[Any, int]] = {}
@@ -186,7 +187,8 @@ def _connect(cluster: Cluster) -> None:
         return
     address = None if cluster.address == "local" else cluster.address
     try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+        own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **own)
     except (ConnectionError, ValueError) as error:
         raise ConfigError(
             f"no Ray cluster answers at '{cluster.address}': {error}. Start one with `ray start --head`, give its "

@@ -17,6 +17,7 @@ from rebus.report.figures import Outline, columns, histogram, number, two_part_b
 from rebus.report.gather import Artifact, Way, read_json, read_planted
 from rebus.report.pictures import load_examples
 from rebus.report.results import evenly, quarantine_of
+from rebus.scores.tables import numbers_of, table_files
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NUM_BINS = 32
@@ -126,16 +127,14 @@ def scores_section(way: Way) -> str:
 def read_columns(scores: Artifact) -> Iterator[Column]:
     """Every column of every scorer, over all shards."""
     for folder in sorted(path for path in scores.folder.iterdir() if path.is_dir()):
-        tables = [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]
+        tables = [pq.read_table(path) for path in table_files(folder)]
         if tables:
             yield from _columns_of(folder.name, pa.concat_tables(tables))
 
 
 def _columns_of(scorer: str, table: pa.Table) -> Iterator[Column]:
     uids = np.array(table["uid"].to_pylist(), dtype=object)
-    for name in table.column_names:
-        if name in ("uid", "key"):
-            continue
+    for name in numbers_of(table):
         values = table[name].to_numpy().astype(np.float64)
         good = np.isfinite(values)
         if good.any():

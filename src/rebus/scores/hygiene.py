@@ -15,7 +15,7 @@ MAX_CAPITAL_SHARE = 0.9
 MAX_SYMBOL_SHARE = 0.3
 MIN_SYMBOL_CHARS = 10
 MAX_WORD_CHARS = 40  # the longest German and Finnish compounds in common use have about 35
-MIN_RUN = 3  # the same word, or pair of words, so often in a row
+MIN_RUN = 4  # the same word so often in a row; a pair of words one time less
 MIN_WORDS_FOR_REPETITION = 8
 MAX_REPETITION = 0.6  # share of words that were there before
 
@@ -34,28 +34,27 @@ _SYMBOL = re.compile(
     r"[!-/:-@\[-`{-~\u00a1-\u00a9\u00ab-\u00b4\u00b6-\u00bf\u2010-\u2bff\u3003-\u303f\U0001f000-\U0001faff]"
 )
 _LONG_WORD = re.compile(rf"[!-~\u00c0-\u024f]{{{MAX_WORD_CHARS + 1}}}")
-_RUN = re.compile(rf"\b(\w++(?:\W{{1,3}}\w++)?)(?:\W{{1,3}}\1\b){{{MIN_RUN - 1}}}", re.I)
+_RUN = re.compile(rf"\b(\w++)(?:\W{{1,3}}\1\b){{{MIN_RUN - 1}}}", re.I)
+_RUN_OF_PAIRS = re.compile(rf"\b(\w++\W{{1,3}}\w++)(?:\W{{1,3}}\1\b){{{MIN_RUN - 2}}}", re.I)
 
-JUNK = frozenset(
-    " ".join(phrase.split())
-    for phrase in """
-    alt text|alternative text|avatar|background|banner|blank|caption|click here|click to enlarge|click to view|cover|
-    default|default image|download|empty|enlarge image|featured image|header|home|icon|illustration|image|
-    image may contain|image not available|image not found|image title|image unavailable|img|loading|logo|main image|
-    more|my image|n/a|next|no alt text|no caption|no description|no image|no image available|no picture|no title|none|
-    null|photo|photo by|photo of|picture|pic|placeholder|placeholder image|preview|previous|product image|
-    product photo|profile picture|read more|screenshot|see more|share|slide|slideshow|tap to zoom|test|thumbnail|
-    thumb|title|undefined|unknown|untitled|untitled design|user avatar|view image|view larger image|zoom
-    """.split("|")
-)
+_JUNK_PHRASES = """
+alt text|alternative text|avatar|background|banner|blank|caption|click here|click to enlarge|click to view|cover|
+default|default image|download|empty|enlarge image|featured image|header|home|icon|illustration|image|
+image may contain|image not available|image not found|image title|image unavailable|img|loading|logo|main image|
+more|my image|n/a|next|no alt text|no caption|no description|no image|no image available|no picture|no title|none|
+null|photo|photo by|photo of|picture|pic|placeholder|placeholder image|preview|previous|product image|
+product photo|profile picture|read more|screenshot|see more|share|slide|slideshow|tap to zoom|test|thumbnail|
+thumb|title|undefined|unknown|untitled|untitled design|user avatar|view image|view larger image|zoom
+"""
+JUNK = frozenset(_JUNK_PHRASES.strip().replace("|\n", "|").split("|"))
 """Captions that say this and nothing else, in small letters and without the punctuation around them."""
 
 _BOILERPLATE = re.compile(
     r"\b(?:accept (?:all )?cookies|uses? cookies|cookie (?:policy|settings|consent)|all rights reserved|"
-    r"privacy policy|terms (?:of|and) (?:use|service|conditions)|enable javascript|lorem ipsum|add to (?:cart|basket|"
-    r"wish ?list)|free shipping|sign up (?:for|to)|log ?in to|subscribe (?:to|now)|this (?:image|photo|picture) (?:is no|"
-    r"has been|may be|cannot)|image (?:is )?not (?:available|found)|click (?:here|on the image|the image|to (?:view|zoom|"
-    r"enlarge))|your browser does not)\b",
+    r"privacy policy|terms (?:of|and) (?:use|service|conditions)|enable javascript|lorem ipsum|free shipping|"
+    r"add to (?:cart|basket|wish ?list)|sign up (?:for|to)|log ?in to|subscribe (?:to|now)|"
+    r"this (?:image|photo|picture) (?:is no|has been|may be|cannot)|image (?:is )?not (?:available|found)|"
+    r"click (?:here|on the image|the image|to (?:view|zoom|enlarge))|your browser does not)\b",
     re.I,
 )
 
@@ -71,7 +70,7 @@ def _has_no_letters(text: str) -> bool:
 
 
 def _is_file_name(text: str) -> bool:
-    return bool(_FILE_NAME.search(text) or _CAMERA_NAME.fullmatch(text))
+    return bool(("." in text and _FILE_NAME.search(text)) or _CAMERA_NAME.fullmatch(text))
 
 
 def _has_markup(text: str) -> bool:
@@ -107,15 +106,15 @@ def _repeats_itself(text: str) -> bool:
     words = text.lower().split()
     if len(words) >= MIN_WORDS_FOR_REPETITION and len(set(words)) < (1 - MAX_REPETITION) * len(words):
         return True
-    return bool(_RUN.search(text))
+    return bool(_RUN.search(text) or _RUN_OF_PAIRS.search(text))
 
 
 RULES: dict[str, Callable[[str], object]] = {
     "empty": lambda text: not text,
     "no letters": _has_no_letters,
     "file name": _is_file_name,
-    "e-mail": _EMAIL.search,
-    "url": _URL.search,
+    "e-mail": lambda text: "@" in text and _EMAIL.search(text),
+    "url": lambda text: ("." in text or "//" in text) and _URL.search(text),
     "markup": _has_markup,
     "template": _TEMPLATE.search,
     "broken encoding": _MOJIBAKE.search,

@@ -21,7 +21,7 @@ BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class Scored:
-    """A shard whose tables are written. waiting: of its `seconds`, those in which nothing was decoded yet to measure."""
+    """A shard whose tables are written. waiting: of its `seconds`, those in which nothing was decoded yet."""
 
     num_samples: int
     num_damaged: int

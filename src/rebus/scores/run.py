@@ -97,12 +97,12 @@ def _prepare_scorer(folder: Path, made_by: dict[str, Any]) -> None:
 def _measure_shards(recipe: ScoreRecipe, chosen: list[Scorer], shards: list[Path]) -> list[Scored]:
     """Each shard by the scorers that have not seen it yet. Models load only where some are left."""
     scored: list[Scored] = []
-    missing = [
-        (tuple(one.name for one in chosen if not _is_measured(recipe.out, one, shard)), shard) for shard in shards
-    ]
-    for names, group in groupby(missing, key=lambda pair: pair[0]):
+
+    def missing(shard: Path) -> tuple[str, ...]:
+        return tuple(one.name for one in chosen if not _is_measured(recipe.out, one, shard))
+
+    for names, left in [(names, list(group)) for names, group in groupby(shards, key=missing)]:
         if names:
-            left = [shard for _, shard in group]
             work = Pass(recipe, names)
             scored += stream_shards(
                 work,
@@ -173,18 +173,18 @@ def _close(
 
 def _rows(out: Path, name: str, shards: list[Path]) -> list[tuple[str, ...]]:
     """Quantiles of numbers; of texts and truths the most frequent, and its share."""
-    table = pa.concat_tables(
-        [pq.read_table(table_path(out, name, shard)) for shard in shards], promote_options="default"
-    )
+    tables = [pq.read_table(table_path(out, name, shard)) for shard in shards]
+    table = pa.concat_tables(tables, promote_options="default")
     return [(f"{name}.{column}", *_described(table[column])) for column in table.column_names[2:]]
 
 
 def _described(column: pa.ChunkedArray) -> tuple[str, ...]:
     if not pa.types.is_floating(column.type):
         counts = pc.value_counts(column.drop_null().combine_chunks())
-        first = max(counts.to_pylist(), key=lambda one: one["counts"], default={"values": "", "counts": 0})
-        share = first["counts"] / max(len(column), 1)
-        most = f"'{first['values']}' {share:.0%}" if share >= 0.01 else ""
+        numbers = counts.field("counts").to_numpy()
+        first = int(numbers.argmax()) if len(numbers) else 0
+        share = numbers[first] / len(column) if len(numbers) else 0.0
+        most = f"'{counts[first]['values']}' {share:.0%}" if share >= 0.01 else ""
         return "", most, f"{len(counts):,} values", f"{column.null_count:,}"
     values = column.to_numpy().astype(np.float64)
     finite = values[np.isfinite(values)]

@@ -1,4 +1,4 @@
-"""The files of a scores folder: tables, vectors and quarantine, one of each a shard, each written whole or not at all."""
+"""The files of a scores folder: tables, vectors and quarantine, one of each a shard, whole or not there at all."""
 
 import json
 from collections.abc import Sequence
@@ -36,6 +36,20 @@ def measured_path(out: Path, scorer: str, shard: Path) -> Path:
 
 def quarantine_path(out: Path, shard: Path) -> Path:
     return out / QUARANTINE / f"{shard.stem}.jsonl"
+
+
+def table_files(folder: Path) -> list[Path]:
+    """The tables of one scorer, a shard each, in the shards' order."""
+    return sorted(path for path in folder.glob("*.parquet") if not path.name.endswith(".vectors.parquet"))
+
+
+def numbers_of(table: pa.Table) -> list[str]:
+    """The columns that can be ordered and drawn: not uid and key, texts, truths, nor hashes (uint64)."""
+    return [
+        field.name
+        for field in table.schema
+        if pa.types.is_floating(field.type) or pa.types.is_signed_integer(field.type)
+    ]
 
 
 def write_table(out: Path, scorer: str, shard: Path, names: Names, columns: dict[str, np.ndarray]) -> None:

@@ -13,6 +13,7 @@ import yaml
 from rebus.errors import DataError, StrangerError
 from rebus.fingerprint import Manifest, read_manifest
 from rebus.log import output, printable, show_table
+from rebus.scores.tables import numbers_of, table_files
 from rebus.show.terminal import sparkline
 
 NUM_BINS = 24
@@ -69,13 +70,12 @@ class Scores:
     def columns(self) -> Iterator[Column]:
         """Every column, one at a time: a table of a scorer is read when its turn comes."""
         for scorer in self.manifest.facts["scorers"]:
-            paths = sorted((self.folder / scorer).glob("*.parquet"))
+            paths = table_files(self.folder / scorer)
             tables = [pq.read_table(path) for path in paths]
             places = np.repeat(np.arange(len(paths)), [table.num_rows for table in tables])
             table = pa.concat_tables(tables, promote_options="default")
-            for name in table.column_names:
-                if name not in ("uid", "key"):
-                    yield _column(scorer, name, table, [path.stem for path in paths], places)
+            for name in numbers_of(table):
+                yield _column(scorer, name, table, [path.stem for path in paths], places)
 
 
 def open_scores(folder: Path, shards: Path | None = None) -> Scores:

@@ -1,7 +1,7 @@
 """Plain statistics of the picture: size, aspect, entropy of its grey levels, sharpness, how empty it is, and a
 perceptual hash by which near-duplicates are found."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -10,9 +10,6 @@ from rebus.scores.content import content_hash
 from rebus.scores.decode import Decoded
 from rebus.scores.perceptual import perceptual_hash
 from rebus.scores.scorer import Opened, per_sample
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 COLUMNS = {
     "width": "float32",

@@ -14,12 +14,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "rebus"
 
 ABOVE = {"__init__", "cli", "__main__", "report", "trace", "show", "doctor"}
-BELOW = {"clock", "config", "engine", "errors", "fingerprint", "log", "mesh", "pictures", "records"}
+BELOW = {"clock", "cluster", "config", "engine", "errors", "fingerprint", "log", "mesh", "pictures", "records"}
 BELOW |= {"storage", "towers", "version"}  # frozen encoders: scoring and the model both look through them
 STAGES = {
     "shards": set(),
     "scores": {"shards"},
     "selection": {"shards", "scores"},
+    "filters": {"shards", "scores", "selection"},
     "tokens": set(),
     "packs": {"shards", "selection", "tokens"},
     "batches": {"packs", "tokens", "shards"},

@@ -6,37 +6,21 @@ exists are skipped. That is also why a lost worker costs no more than the shards
 
 import concurrent.futures
 import functools
-import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rebus.errors import ConfigError, DataError
-from rebus.log import progress_bar, say
+from rebus.cluster import Cluster, disconnect, on_cluster
+from rebus.errors import DataError
+from rebus.log import progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Stream = Callable[[Iterable[Item]], Iterable[Result]]
-
-MAX_TRIES = 4
-"""Times that a piece of work is given to a worker before a cluster gives it up: what kills four kills the fifth."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray cluster. address: `auto` for one that runs here, `local` to start one, or host:port. num_workers: None
-    takes as many as the cluster has CPUs (or GPUs, where a worker wants some). cpus, gpus: that each of them wants."""
-
-    address: str
-    num_workers: int | None = None
-    cpus: float = 1
-    gpus: float = 0
-
 
 _CLUSTERS: list[Cluster] = []
 
@@ -52,6 +36,8 @@ def on_ray(cluster: Cluster | None) -> Iterator[None]:
         yield
     finally:
         _CLUSTERS.pop()
+        if not _CLUSTERS:
+            disconnect()
 
 
 def list_shards(folder: Path) -> list[Path]:
@@ -117,7 +103,7 @@ def _each(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator
 
 def _results(stream: Stream, items: Iterable[Any], num_workers: int, stretch: int) -> Iterator[Any]:
     if _CLUSTERS:
-        return _on_cluster(_CLUSTERS[-1], stream, list(_stretches(iter(items), stretch)))
+        return on_cluster(_CLUSTERS[-1], functools.partial(_work, stream), list(_stretches(iter(items), stretch)))
     if num_workers <= 1:
         return iter(stream(items))
     return _spread(stream, _stretches(iter(items), stretch), num_workers)
@@ -140,96 +126,6 @@ def _spread(stream: Stream, stretches: Iterator[list[Any]], num_workers: int) ->
         while waiting:
             yield from waiting.pop(0).result()
             waiting += [pool.submit(_work, stream, part) for part in islice(stretches, 1)]
-
-
-def _on_cluster(cluster: Cluster, stream: Stream, stretches: list[list[Any]]) -> Iterator[Any]:
-    """Results in order, from actors that keep their models. One that dies is started anew, elsewhere if need be, and
-    its stretch given out again; what the function itself raises is raised here."""
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-
-    _connect(cluster)
-    kind: Any = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=-1)(_Worker)
-    actors: list[Any] = [kind.remote(os.getcwd()) for _ in range(_num_actors(cluster, len(stretches)))]
-    left, tries = list(enumerate(stretches)), [0] * len(stretches)
-    left.reverse()
-    underway: dict[Any, tuple[Any, int]] = {}
-    done: dict[int, list[Any]] = {}
-    following = 0
-    try:
-        while left or underway:
-            busy = {actor for actor, _ in underway.values()}
-            for actor in [actor for actor in actors if actor not in busy][: len(left)]:
-                number, part = left.pop()
-                tries[number] += 1
-                underway[actor.work.remote(stream, part)] = (actor, number)
-            [finished], _ = ray.wait(list(underway))
-            _, number = underway.pop(finished)
-            try:
-                done[number] = ray.get(finished)
-            except RayTaskError as error:
-                raise error.cause from None
-            except RayActorError as error:
-                _give_out_again(number, stretches, tries, error)
-                left.append((number, stretches[number]))
-            while following in done:
-                yield from done.pop(following)
-                following += 1
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-def _connect(cluster: Cluster) -> None:
-    import ray
-
-    if ray.is_initialized():
-        return
-    address = None if cluster.address == "local" else cluster.address
-    try:
-        own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **own)
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(
-            f"no Ray cluster answers at '{cluster.address}': {error}. Start one with `ray start --head`, give its "
-            "host:port, or `local` to start one for this run."
-        ) from error
-
-
-def _num_actors(cluster: Cluster, num_stretches: int) -> int:
-    import ray
-
-    have = ray.cluster_resources()
-    fit = [int(have.get(name, 0) / each) for name, each in (("CPU", cluster.cpus), ("GPU", cluster.gpus)) if each]
-    if not fit or min(fit) < 1:
-        found = ", ".join(f"{have.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
-        raise ConfigError(
-            f"the Ray cluster has {found}; a worker wants {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs. "
-            "Ask for less with --ray-cpus and --ray-gpus."
-        )
-    return min(cluster.num_workers or min(fit), min(fit), num_stretches)
-
-
-def _give_out_again(number: int, stretches: list[list[Any]], tries: list[int], error: Exception) -> None:
-    names = ", ".join(map(str, stretches[number][:3]))
-    if tries[number] >= MAX_TRIES:
-        raise DataError(
-            f"{tries[number]} workers died at {names}: {error}. Too little memory is the usual cause; run again "
-            "with more of it a worker, or fewer workers. What was finished is kept."
-        )
-    say(f"a worker died at {names}; it is done again (try {tries[number] + 1} of {MAX_TRIES})")
-
-
-class _Worker:
-    """An actor of a cluster. It works where the command was given, so that paths mean the same."""
-
-    def __init__(self, folder: str) -> None:
-        if not os.path.isdir(folder):
-            raise ConfigError(f"{folder} is not on every node. Run from a folder that all nodes share.")
-        os.chdir(folder)
-
-    def work(self, stream: Stream, items: list[Any]) -> list[Any]:
-        return _work(stream, items)
 
 
 def default_workers() -> int:

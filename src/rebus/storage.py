@@ -92,6 +92,15 @@ def download(place: str, target: Path, version: tuple[object, ...] = ()) -> None
         temporary.unlink(missing_ok=True)
 
 
+def upload(source: Path, place: str) -> tuple[object, ...]:
+    """Copies a file on disk to a URL. Storage shows an object when it is whole. Returns its `file_version`.
+
+    Raises: DataError."""
+    with _reaching(place):
+        _system(place)[0].put_file(str(source), place)
+    return file_version(place)
+
+
 def read_range(place: str, offset: int, length: int) -> bytes:
     """One range of a file: one seek on disk, one request elsewhere. Raises: DataError."""
     with _reaching(place):

@@ -29,11 +29,12 @@ def resize_image(
     config: FixedConfig,
     box: Box | None = None,
     turn: "PIL.Image.Transpose | None" = None,
+    resample: int | None = None,
 ) -> "np.ndarray":
-    """RGB picture of any size -> uint8 [size, size, 3], bicubic, resampled once.
+    """RGB picture of any size -> uint8 [size, size, 3], resampled once.
 
     box: left, top, right, bottom of what counts of the picture; None: all of it. turn: what sets it upright, if it
-    does not stand so.
+    does not stand so. resample: Pillow's number of another filter than bicubic.
     """
     import numpy as np
     import PIL.Image
@@ -43,7 +44,8 @@ def resize_image(
     box = box or (0, 0, *picture.size)
     if config.resize == "crop":
         box = _shortened(box)
-    resized = picture.resize(_sides(box, config), PIL.Image.Resampling.BICUBIC, box=box)
+    kernel = PIL.Image.Resampling.BICUBIC if resample is None else PIL.Image.Resampling(resample)
+    resized = picture.resize(_sides(box, config), kernel, box=box)
     if turn is not None:
         resized = resized.transpose(turn)
     if config.resize == "crop":

@@ -77,10 +77,16 @@ def _cuts_in_words(selection: Artifact) -> str:
 
 
 def _words_of(rule: dict[str, Any]) -> str:
+    if rule.get("rule", "column") != "column":
+        given = [f"{name} {value}" for name, value in rule.items() if name not in ("name", "rule", rule["rule"])]
+        return ", ".join([f"{rule['rule']} {rule.get(rule['rule'], '')}".strip(), *given])
     within = " of each shard" if rule.get("within") else ""
     for measure, words in (("min", "at least {}"), ("max", "at most {}")):
         if rule.get(measure) is not None:
             return f"{rule['column']} {words.format(number(rule[measure]))}"
+    for measure in ("min_quantile", "max_quantile", "equals", "not_equals", "one_of"):
+        if rule.get(measure) is not None:
+            return f"{rule['column']} {measure.replace('_', ' ')} {rule[measure]}{within}"
     if rule.get("keep_fraction") is not None:
         return f"keeps the {100 * rule['keep_fraction']:g}%{within} that are highest in {rule['column']}"
     return f"drops the {100 * (rule.get('drop_fraction') or 0):g}%{within} that are lowest in {rule['column']}"
@@ -147,7 +153,7 @@ def _cuts(way: Way, scores: Artifact, column: Column) -> list[Cut]:
         Cut(rule["name"], _words_of(rule), _threshold(selection, rule, column), _dropped_by(selection, rule["name"]))
         for selection in way.standing_on("selection", scores)
         for rule in selection.manifest.made_by.get("rules", [])
-        if rule["column"] in (column.name, f"{column.scorer}.{column.name}")
+        if rule.get("column") in (column.name, f"{column.scorer}.{column.name}")
     ]
 
 
@@ -156,7 +162,7 @@ def _threshold(selection: Artifact, rule: dict[str, Any], column: Column) -> flo
     for bound in ("min", "max"):
         if rule.get(bound) is not None:
             return float(rule[bound])
-    if rule.get("within"):
+    if rule.get("within") or rule.get("max_quantile") is not None:
         return None
     survivors = _survivors(selection, rule["name"])
     values = [value for uid, value in zip(column.uids, column.values, strict=True) if uid in survivors]

@@ -49,14 +49,16 @@ thumb|title|undefined|unknown|untitled|untitled design|user avatar|view image|vi
 JUNK = frozenset(_JUNK_PHRASES.strip().replace("|\n", "|").split("|"))
 """Captions that say this and nothing else, in small letters and without the punctuation around them."""
 
-_BOILERPLATE = re.compile(
-    r"\b(?:accept (?:all )?cookies|uses? cookies|cookie (?:policy|settings|consent)|all rights reserved|"
-    r"privacy policy|terms (?:of|and) (?:use|service|conditions)|enable javascript|lorem ipsum|free shipping|"
-    r"add to (?:cart|basket|wish ?list)|sign up (?:for|to)|log ?in to|subscribe (?:to|now)|"
-    r"this (?:image|photo|picture) (?:is no|has been|may be|cannot)|image (?:is )?not (?:available|found)|"
-    r"click (?:here|on the image|the image|to (?:view|zoom|enlarge))|your browser does not)\b",
-    re.I,
-)
+_BOILERPLATE_PHRASES = """
+accept cookies|accept all cookies|use cookies|uses cookies|cookie policy|cookie settings|cookie consent|
+all rights reserved|privacy policy|terms of use|terms of service|terms and conditions|enable javascript|lorem ipsum|
+free shipping|add to cart|add to basket|add to wishlist|sign up for|sign up to|log in to|login to|subscribe to|
+subscribe now|this image is no|this image has been|this image may be|this image cannot|this photo is no|
+this photo has been|image not available|image is not available|image not found|click here|click on the image|
+click the image|click to view|click to zoom|click to enlarge|your browser does not
+"""
+BOILERPLATE = tuple(_BOILERPLATE_PHRASES.strip().replace("|\n", "|").split("|"))
+"""Phrases of web pages, in small letters, that a caption holds somewhere."""
 
 
 def broken_rule(text: str) -> str:
@@ -80,6 +82,11 @@ def _has_markup(text: str) -> bool:
 
 def _is_junk(text: str) -> bool:
     return " ".join(text.lower().strip(" .,:;!?-_()[]*\"'").split()) in JUNK
+
+
+def _is_boilerplate(text: str) -> bool:
+    lowered = " ".join(text.lower().split())
+    return any(phrase in lowered for phrase in BOILERPLATE)
 
 
 def _is_code(text: str) -> bool:
@@ -119,7 +126,7 @@ RULES: dict[str, Callable[[str], object]] = {
     "template": _TEMPLATE.search,
     "broken encoding": _MOJIBAKE.search,
     "placeholder": _is_junk,
-    "boilerplate": _BOILERPLATE.search,
+    "boilerplate": _is_boilerplate,
     "product code": _is_code,
     "long word": _LONG_WORD.search,
     "symbols": _has_many_symbols,

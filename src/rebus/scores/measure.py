@@ -14,7 +14,15 @@ from rebus.records import Damage
 from rebus.scores.config import ScoreRecipe
 from rebus.scores.decode import Looked, look_at
 from rebus.scores.scorer import Opened, Scorer, open_named
-from rebus.scores.tables import Names, concatenate, measured_path, write_measured, write_quarantine, write_table
+from rebus.scores.tables import (
+    Names,
+    concatenate,
+    measured_path,
+    table_path,
+    write_measured,
+    write_quarantine,
+    write_table,
+)
 
 BATCHES_AHEAD = 2
 
@@ -23,6 +31,7 @@ BATCHES_AHEAD = 2
 class Scored:
     """A shard whose tables are written. waiting: of its `seconds`, those in which nothing was decoded yet."""
 
+    shard: str
     num_samples: int
     num_damaged: int
     seconds: float
@@ -31,7 +40,8 @@ class Scored:
 
 @dataclass(frozen=True)
 class Pass:
-    """What is done to each shard: these scorers of a recipe. It travels to other processes, which open the models."""
+    """What is done to each shard: these scorers of a recipe. It travels to other processes, which open the models.
+    A worker that was lost may have finished some of its shards: those are passed over."""
 
     recipe: ScoreRecipe
     names: tuple[str, ...]
@@ -41,8 +51,9 @@ class Pass:
         entries = {name: recipe.scorers[name] for name in self.names}
         scorers, opened = _open(json.dumps(entries, default=str), recipe.num_threads)
         decodes = any(one.pictures for one in opened)
+        left = (shard for shard in shards if not all(is_measured(recipe.out, scorer, shard) for scorer in scorers))
         stream = look_at(
-            shards,
+            left,
             [one.look for one in opened],
             pictures=decodes,
             num_threads=recipe.num_decoders,
@@ -54,6 +65,13 @@ class Pass:
                 yield work.finish(shard, decodes)
             else:
                 work.take(found)
+
+
+def is_measured(out: Path, scorer: Scorer, shard: Path) -> bool:
+    """Whether a scorer has done what it does to a shard alone."""
+    if table_path(out, scorer.name, shard).is_file():
+        return True
+    return scorer.judges_the_pool and measured_path(out, scorer.name, shard).is_file()
 
 
 @functools.lru_cache(maxsize=1)
@@ -120,7 +138,7 @@ class _Work:
         if decodes:
             write_quarantine(self.recipe.out, shard, self.damages)
         now = time.monotonic()
-        scored = Scored(len(self.names), len(self.damages), now - self.began, self.waiting)
+        scored = Scored(shard.name, len(self.names), len(self.damages), now - self.began, self.waiting)
         self.names, self.damages, self.parts, self.waiting, self.began = [], [], [], 0.0, now
         return scored
 

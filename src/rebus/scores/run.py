@@ -28,7 +28,7 @@ from rebus.fingerprint import (
 )
 from rebus.log import say, show_table
 from rebus.scores.config import ScoreRecipe
-from rebus.scores.measure import Pass, Scored
+from rebus.scores.measure import Pass, Scored, is_measured
 from rebus.scores.scorer import Scorer, open_named
 from rebus.scores.tables import (
     SCORER,
@@ -99,7 +99,7 @@ def _measure_shards(recipe: ScoreRecipe, chosen: list[Scorer], shards: list[Path
     scored: list[Scored] = []
 
     def missing(shard: Path) -> tuple[str, ...]:
-        return tuple(one.name for one in chosen if not _is_measured(recipe.out, one, shard))
+        return tuple(one.name for one in chosen if not is_measured(recipe.out, one, shard))
 
     for names, left in [(names, list(group)) for names, group in groupby(shards, key=missing)]:
         if names:
@@ -113,12 +113,6 @@ def _measure_shards(recipe: ScoreRecipe, chosen: list[Scorer], shards: list[Path
                 note=_speed,
             )
     return scored
-
-
-def _is_measured(out: Path, scorer: Scorer, shard: Path) -> bool:
-    if table_path(out, scorer.name, shard).is_file():
-        return True
-    return scorer.judges_the_pool and measured_path(out, scorer.name, shard).is_file()
 
 
 def _speed(scored: list[Scored]) -> str:

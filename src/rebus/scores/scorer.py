@@ -5,6 +5,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -73,10 +74,21 @@ class Scorer:
         return opened
 
     def made_by(self) -> dict[str, Any]:
-        """All that shapes its numbers besides the shards: module, options, fingerprints of what it reads."""
+        """All that shapes its numbers besides the shards: module, options, fingerprints of what it reads (not where
+        that lies: weights may move)."""
         kind = self.module.__name__.rpartition(".")[2]
-        found = self.module.inputs(self.options) if hasattr(self.module, "inputs") else {}
-        return {"scorer": kind, "options": self.options.model_dump(mode="json"), "inputs": found}
+        if not hasattr(self.module, "inputs"):
+            return {"scorer": kind, "options": self.options.model_dump(mode="json"), "inputs": {}}
+        options = _without_paths(self.options.model_dump())
+        return {"scorer": kind, "options": options, "inputs": self.module.inputs(self.options)}
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_paths(one) for name, one in value.items() if not isinstance(one, Path)}
+    if isinstance(value, list | tuple):
+        return [_without_paths(one) for one in value if not isinstance(one, Path)]
+    return value
 
 
 def open_named(name: str, entry: dict[str, Any]) -> Scorer:

@@ -71,7 +71,7 @@ def find_tables(place: str) -> list[str]:
     if not is_pattern and place.lower().endswith(FORMATS) and (is_remote(place) or not Path(place).is_dir()):
         file_version(place)
         return [place]
-    folder, pattern = (folder or ".", name) if is_pattern else (place, "*")
+    folder, pattern = (folder or "/" * place.startswith("/") or ".", name) if is_pattern else (place, "*")
     listed = list_versions(folder, "")
     found = [one for one in listed if fnmatchcase(one.rpartition("/")[2], pattern) and one.lower().endswith(FORMATS)]
     if not found:
@@ -94,11 +94,16 @@ def read_rows(place: str, wanted: Wanted) -> Rows:
             num_read += len(batch)
             num_apart += int((~counts).sum())
             num_nameless += int((counts & ~named).sum())
-    if not parts:
-        raise DataError(f"{place} holds no row. Leave it out of `files`, or make it again.")
-    joined = {ours: join([part[2][ours] for part in parts]) for ours in wanted.columns}
-    uids, rows = (np.concatenate([part[number] for part in parts]) for number in (0, 1))
+    nothing = {ours: _nothing(how) for ours, (_, how) in wanted.columns.items()}
+    joined = {ours: join([none, *(part[2][ours] for part in parts)]) for ours, none in nothing.items()}
+    uids = np.concatenate([uid_numbers(pa.array([], pa.string())), *(part[0] for part in parts)])
+    rows = np.concatenate([np.empty(0, dtype=np.int64), *(part[1] for part in parts)])
     return Rows(uids, rows, joined, num_read, num_apart, num_nameless)
+
+
+def _nothing(how: How) -> Any:
+    """A column of an empty table."""
+    return pa.array([], pa.large_string()) if how == "text" else np.empty(0, dtype=np.float32)
 
 
 def join(pieces: list[Any]) -> Any:
@@ -147,11 +152,11 @@ def _batches(path: Path, place: str, wanted: Wanted) -> Iterator[pa.RecordBatch]
         with pq.ParquetFile(path) as file:
             _check_names(place, file.schema_arrow.names, wanted)
             yield from file.iter_batches(BATCH_ROWS, columns=wanted.names)
-    elif suffix == ".jsonl":
+    elif suffix == ".jsonl" and path.stat().st_size:
         schema = pa.schema([(name, pa.float64() if name in wanted.numeric else pa.string()) for name in wanted.names])
         options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
         yield from pa.json.read_json(path, parse_options=options).combine_chunks().to_batches()
-    else:
+    elif suffix != ".jsonl":
         delimiter = "\t" if suffix == ".tsv" else ","
         parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
         with pa.csv.open_csv(path, parse_options=parse) as file:

@@ -1,44 +1,42 @@
 """The recipe of `rebus select`."""
 
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from rebus.config import Config
-
-
-class Rule(Config):
-    """Keeps a part of what the rules before it left; exactly one of the four measures is given.
-
-    column: `scorer.column`, or the column alone where one scorer has it; the index's own width, height, num_images
-    and text_chars too. min, max: bounds, themselves kept. keep_fraction: the share with the highest values;
-    drop_fraction: the share with the lowest. Ties fall by uid, so that a share is exact and the same everywhere.
-    within: `source` takes the share of each shard by itself.
-    """
-
-    name: str = Field(min_length=1)
-    column: str = Field(min_length=1)
-    min: float | None = None
-    max: float | None = None
-    keep_fraction: float | None = Field(None, ge=0, le=1)
-    drop_fraction: float | None = Field(None, ge=0, le=1)
-    within: Literal["source"] | None = None
-
-    @model_validator(mode="after")
-    def _check_measure(self) -> "Rule":
-        measures = ("min", "max", "keep_fraction", "drop_fraction")
-        given = [name for name in measures if name in self.model_fields_set]
-        if len(given) != 1:
-            raise ValueError(f"rule '{self.name}' needs exactly one of {', '.join(measures)}; it has {given or 'none'}")
-        if self.within and given[0] in ("min", "max"):
-            raise ValueError(f"rule '{self.name}': `within` goes with a fraction; a bound is the same for every shard")
-        if self.name in RESERVED:
-            raise ValueError(f"a rule cannot be called '{self.name}': the funnel has a row of that name")
-        return self
-
+from rebus.errors import ConfigError
+from rebus.selection.rules import OpenRule, open_rule
 
 RESERVED = ("all", "damaged", "no score")
+
+
+class Entry(Config):
+    """One rule: `name` for the funnel, `rule` for its module in selection/rules, and that module's own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(min_length=1)
+    rule: str = "column"
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name in RESERVED:
+            raise ValueError(f"a rule cannot be called '{name}': the funnel has a row of that name")
+        return name
+
+    @model_validator(mode="after")
+    def _check_options(self) -> "Entry":
+        try:
+            self.open()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def open(self) -> OpenRule:
+        """Raises: ConfigError where there is no such rule, or it does not take these options."""
+        return open_rule(self.name, self.rule, dict(self.model_extra or {}))
 
 
 class SelectionRecipe(Config):
@@ -46,7 +44,7 @@ class SelectionRecipe(Config):
 
     shards: Path
     scores: Path | None = None
-    rules: list[Rule] = Field(default_factory=list)
+    rules: list[Entry] = Field(default_factory=list)
     out: Path
 
     @model_validator(mode="after")

@@ -22,6 +22,10 @@ from rebus.shards.write import write_shard
 
 def convert(recipe: ShardsRecipe) -> list[Path]:
     """Writes, or links, and indexes every shard that is not there yet. Returns the shards."""
+    if recipe.source == "urls":
+        from rebus.shards.download.run import download
+
+        return download(recipe)
     table, root = recipe.table, recipe.image_root
     if recipe.link:  # a link is read from anywhere: it names whole paths
         table, root = table.resolve(), root.resolve()

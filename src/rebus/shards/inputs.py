@@ -5,16 +5,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from rebus.config import Place
 from rebus.errors import DataError
 from rebus.fingerprint import BUILDING, MANIFEST, file_fingerprint, fingerprint
 from rebus.shards.config import ShardsRecipe
 from rebus.shards.sources.tars import spot_fingerprint, tars_fingerprint
+from rebus.shards.sources.urls import list_tables
+from rebus.storage import is_remote
 
 
 def input_fingerprints(recipe: ShardsRecipe) -> dict[str, str]:
     """Name -> fingerprint of all that the shards are made of. Raises: DataError where it is missing."""
     if recipe.source == "tars":
         return {"input": tars_fingerprint(recipe.input)}
+    if recipe.source == "urls":
+        return {"input": _tables_fingerprint(recipe.input)}
     if recipe.source in ("hub", "open_qwen2vl"):
         paths = {"input": recipe.table, "tokenizer": recipe.tokenizer}
         inputs = {name: files_fingerprint(path) for name, path in paths.items() if path is not None}
@@ -27,6 +32,14 @@ def input_fingerprints(recipe: ShardsRecipe) -> dict[str, str]:
     if not recipe.link or recipe.check_images:
         inputs["root"] = tree_fingerprint(recipe.image_root)
     return inputs
+
+
+def _tables_fingerprint(input: Place) -> str:
+    """Of tables of URLs, remote ones too: names and spots of the bytes, or what storage says of them."""
+    found = list_tables(input)
+    names = {one: one.removeprefix(str(input)).lstrip("/") for one in found}  # empty for a table alone
+    is_far = is_remote(input)
+    return fingerprint({names[one]: list(found[one]) if is_far else spot_fingerprint(Path(one)) for one in found})
 
 
 def files_fingerprint(path: Path) -> str:

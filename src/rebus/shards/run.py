@@ -3,6 +3,7 @@
 import functools
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from rebus.fingerprint import (
     BUILDING,
     MANIFEST,
     Manifest,
+    holds_other,
+    is_begun,
     is_current,
     prepare_out,
     read_manifest,
@@ -21,8 +24,12 @@ from rebus.fingerprint import (
     write_manifest,
 )
 from rebus.log import say, show_table
+from rebus.records import Damage
 from rebus.shards.config import ShardsRecipe
 from rebus.shards.convert import convert
+from rebus.shards.download.reasons import is_retryable
+from rebus.shards.download.retries import has_retryable, last_round
+from rebus.shards.download.shard import is_done
 from rebus.shards.index import VERSION, is_indexed
 from rebus.shards.inputs import input_fingerprints
 from rebus.shards.read import read_index, read_quarantine
@@ -78,12 +85,13 @@ def _run_one(recipe: ShardsRecipe) -> ShardsSummary:
     manifest = _manifest(recipe)
     if is_current(recipe.out, manifest):
         shards = [*recipe.out.glob("*.tar"), *recipe.out.glob("*.link")]
-        if len(shards) == read_manifest(recipe.out, "shards").facts["num_shards"] and all(map(is_indexed, shards)):
+        if _is_whole(recipe, shards) and not (recipe.download.retry_failed and has_retryable(recipe)):
             summary = summarize(recipe.out, shards)
             _refuse_bad_share(summary, recipe.max_bad_share)
             say(f"{recipe.out} is up to date")
             return summary
-        # A finished folder that lost a file is one that was never finished: what is there is kept.
+        # A finished folder that lost a file, or is to ask again for what failed, is one that was never finished: what
+        # is there is kept.
         write_atomically(recipe.out / (INDEXING if recipe.in_place else BUILDING), manifest.fingerprint)
     tars = _index_tars(recipe, manifest) if recipe.source == "tars" else _convert(recipe, manifest)
     summary = summarize(recipe.out, tars)
@@ -93,11 +101,18 @@ def _run_one(recipe: ShardsRecipe) -> ShardsSummary:
     return summary
 
 
+def _is_whole(recipe: ShardsRecipe, shards: list[Path]) -> bool:
+    is_finished = is_done if recipe.source == "urls" else is_indexed
+    return len(shards) == read_manifest(recipe.out, "shards").facts["num_shards"] and all(map(is_finished, shards))
+
+
 def _manifest(recipe: ShardsRecipe) -> Manifest:
     """Only what shapes the bytes: where a folder lies and how many processes worked do not; for links it does."""
     made_by: dict[str, Any] = {"source": recipe.source, "index_version": VERSION}
     if recipe.source != "tars":
         made_by["samples_per_shard"] = recipe.rows_per_shard
+    if recipe.source == "urls":
+        made_by["download"] = recipe.download.shaping()
     if recipe.link:
         made_by["link"] = str(recipe.input if isinstance(recipe.input, str) else recipe.input.resolve())
     if recipe.link and recipe.source != "tars":
@@ -116,6 +131,8 @@ def _index_tars(recipe: ShardsRecipe, manifest: Manifest) -> list[Path]:
 
 def _convert(recipe: ShardsRecipe, manifest: Manifest) -> list[Path]:
     _refuse_out_with_input(recipe)
+    if recipe.source == "urls":
+        _refuse_other_download(recipe, manifest)
     prepare_out(recipe.out, manifest)
     return convert(recipe)
 
@@ -129,9 +146,20 @@ def _refuse_out_with_input(recipe: ShardsRecipe) -> None:
             raise DataError(f"`out` ({out}) and `{name}` ({path}) lie inside each other. Choose another `out`.")
 
 
+def _refuse_other_download(recipe: ShardsRecipe, manifest: Manifest) -> None:
+    """What takes days to fetch, and may be gone from the web by now, is never removed by another recipe."""
+    if is_begun(recipe.out, manifest) or not holds_other(recipe.out, "shards"):
+        return
+    if any(recipe.out.glob("*.tar")) or any(one.stat().st_size for one in recipe.out.glob("*.journal")):
+        raise DataError(
+            f"{recipe.out} holds what another recipe downloaded: another table, or other sizes or formats. "
+            "Choose another `out`, or remove that folder yourself."
+        )
+
+
 def summarize(out: Path, tars: list[Path]) -> ShardsSummary:
     """Counts samples and damage of indexed shards from their files."""
-    reasons = Counter(damage.reason for tar in tars for damage in read_quarantine(tar))
+    reasons = Counter(damage.reason for damage in _open_damage(out, tars))
     num_samples, notes = 0, Counter[str]()
     for tar in tars:
         column = read_index(tar, ["notes"])["notes"]
@@ -140,6 +168,14 @@ def summarize(out: Path, tars: list[Path]) -> ShardsSummary:
             notes.update({note: entry["counts"] for note in (entry["values"] or "").split(", ") if note})
     counts = dict(reasons.most_common()), dict(notes.most_common())
     return ShardsSummary(out, len(tars), num_samples, reasons.total(), *counts)
+
+
+def _open_damage(out: Path, tars: list[Path]) -> Iterator[Damage]:
+    """All damage but what a later round of downloads asked for again: that round says what became of it."""
+    last = last_round(out)
+    for tar in tars:
+        is_earlier = last > 0 and int(tar.stem) < last
+        yield from (damage for damage in read_quarantine(tar) if not (is_earlier and is_retryable(damage.reason)))
 
 
 def _refuse_bad_share(summary: ShardsSummary, limit: float) -> None:
@@ -153,6 +189,9 @@ def _refuse_bad_share(summary: ShardsSummary, limit: float) -> None:
             f"{summary.out}: {share}, more than max_bad_share = {limit:.1%}. "
             f"The *.quarantine.jsonl files there name each one; mend the source or raise max_bad_share."
         )
+    if not summary.num_samples:
+        _show(summary)
+        raise DataError(f"{summary.out}: none of {total} samples is usable: its *.quarantine.jsonl files say why.")
 
 
 def _finish(recipe: ShardsRecipe, manifest: Manifest, summary: ShardsSummary) -> None:

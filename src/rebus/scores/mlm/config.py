@@ -1,16 +1,14 @@
-"""What a recipe says of the model that is asked."""
+"""What a recipe says of the model that is asked. Fields that are excluded shape no score: a change of them makes no
+table anew."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
-from typing_extensions import Annotated, Self
 
 from rebus.config import Config
 
-Metric = Literal[
-    "image_text_matching", "object_detail_fulfillment", "caption_text_quality", "semantic_understanding"
-]
+Metric = Literal["image_text_matching", "object_detail_fulfillment", "caption_text_quality", "semantic_understanding"]
 METRICS: tuple[Metric, ...] = (
     "image_text_matching",
     "object_detail_fulfillment",
@@ -20,8 +18,8 @@ METRICS: tuple[Metric, ...] = (
 
 
 class EndpointConfig(Config):
-    """An OpenAI-compatible server. url: as far as `/v1`. model: its name there. api_key_env: the NAME of the environment
-    variable that holds the key. extra: more fields of the request's body; null takes one of ours away.
+    """An OpenAI-compatible server. url: as far as `/v1`. model: its name there. api_key_env: the NAME of the
+    environment variable that holds the key. extra: more fields of the request's body; null takes one of ours away.
 
     concurrency: requests on their way at once. tries: of each request, `backoff_s` and then twice as long each time
     between them. stop_after: answers at the start that may all fail before the run stops.
@@ -32,12 +30,12 @@ class EndpointConfig(Config):
     api_key_env: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     max_tokens: int = Field(default=8, gt=0)
     top_logprobs: int = Field(default=20, ge=0, le=20)
-    extra: dict[str, Any] = {}
-    concurrency: int = Field(default=16, gt=0)
-    timeout_s: float = Field(default=120.0, gt=0)
+    extra: dict[str, Any] = Field(default_factory=dict)
+    concurrency: int = Field(default=16, gt=0, exclude=True)
+    timeout_s: float = Field(default=120.0, gt=0, exclude=True)
     tries: int = Field(default=6, gt=0)
-    backoff_s: float = Field(default=1.0, gt=0)
-    stop_after: int = Field(default=50, gt=0)
+    backoff_s: float = Field(default=1.0, gt=0, exclude=True)
+    stop_after: int = Field(default=50, gt=0, exclude=True)
 
 
 class MlmConfig(Config):
@@ -52,15 +50,15 @@ class MlmConfig(Config):
     """
 
     metrics: tuple[Metric, ...] = Field(default=METRICS, min_length=1)
-    prompts: dict[Metric, Path] = {}
+    prompts: dict[Metric, Path] = Field(default_factory=dict)
     model: Path | None = None
     endpoint: EndpointConfig | None = None
-    cache: Path | None = None
+    cache: Path | None = Field(default=None, exclude=True)
     expectation: Literal["exact", "along"] | None = None
     min_mass: float = Field(default=0.1, ge=0, le=1)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    device: str | None = None
-    prompts_at_once: int = Field(default=16, gt=0)
+    device: str | None = Field(default=None, exclude=True)
+    prompts_at_once: int = Field(default=16, gt=0, exclude=True)
     max_tokens: int = Field(default=4, ge=3)
     answer_start: str = ""
 

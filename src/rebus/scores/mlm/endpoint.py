@@ -100,7 +100,7 @@ class Endpoint:
             self.tally.num_retries += number > 0
             try:
                 async with gate:
-                    answer = await self._ask_once(client, question)
+                    answer = await self._ask_once(client, question, self.wants_logprobs)
             except _Again as again:
                 reason = str(again)
                 if number + 1 < self.config.tries:
@@ -113,17 +113,16 @@ class Endpoint:
                 self.tally.num_answered += 1
                 if answer.tree is None:
                     self.tally.tell_once(
-                        "it tells no probabilities of tokens: the expectation stays empty, the hard score is all there is"
+                        "it tells no probabilities of tokens: the expectation stays empty, the hard score stands alone"
                     )
                 return answer
         self.tally.fail(reason)
         return Answer(None, failure=reason)
 
-    async def _ask_once(self, client: "httpx.AsyncClient", question: Question) -> Answer:
+    async def _ask_once(self, client: "httpx.AsyncClient", question: Question, asks_logprobs: bool) -> Answer:
         """Raises: _Again where another try may help, NoAnswerError where none will, ConfigError where nothing will."""
         import httpx
 
-        asks_logprobs = self.wants_logprobs
         self.tally.num_requests += 1
         try:
             reply = await client.post(self.url, json=self._body(question, asks_logprobs))
@@ -134,7 +133,9 @@ class Endpoint:
         if reply.status_code in FATAL or 300 <= reply.status_code < 400:
             refuse(self.url, self.config, reply.status_code, printable(reply.text[:200]))
         if reply.status_code in (400, 422) and asks_logprobs:
-            return await self._ask_plainly(client, question)
+            answer = await self._ask_once(client, question, asks_logprobs=False)
+            self.wants_logprobs = False  # the same request is taken without them: the server cannot tell them
+            return answer
         if reply.status_code in TRANSIENT:
             raise _Again(f"HTTP {reply.status_code}", reply.headers.get("retry-after"))
         if reply.status_code != 200:
@@ -143,15 +144,6 @@ class Endpoint:
             return read_reply(reply.content)
         except NoAnswerError as error:
             raise _Again(str(error)) from error
-
-    async def _ask_plainly(self, client: "httpx.AsyncClient", question: Question) -> Answer:
-        """A refused request once more without `logprobs`: if that is taken, the server cannot tell them."""
-        self.wants_logprobs = False
-        try:
-            return await self._ask_once(client, question)
-        except (NoAnswerError, _Again):
-            self.wants_logprobs = True  # it was not their fault
-            raise
 
     def _body(self, question: Question, asks_logprobs: bool) -> dict[str, Any]:
         content = [

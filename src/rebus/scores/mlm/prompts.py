@@ -22,15 +22,15 @@ CRITERIA: dict[Metric, str] = {
     ),
     "caption_text_quality": (
         "Judge the caption as a piece of text. Give a high score where it is fluent, grammatical, varied in its words, "
-        "whole and to the point. Give a low score where it is broken or repeats itself, or where it holds web addresses, "
-        "file names, hashtags, advertising, markup or words that mean nothing."
+        "whole and to the point. Give a low score where it is broken or repeats itself, or where it holds web "
+        "addresses, file names, hashtags, advertising, markup or words that mean nothing."
     ),
     "semantic_understanding": (
-        "Judge how much the caption adds that cannot be read off the pixels alone, and that is right. Such knowledge is: "
-        "the role or kind of a person or thing more precisely than it looks; concepts from outside the picture; the "
-        "particular place, time or event; names of persons, works, brands or species; the context or purpose that is "
-        "not shown; relations that take common sense to see. Give a high score where the caption teaches much of this, "
-        "and a low score where it only repeats what is visible or where it adds nothing true."
+        "Judge how much the caption adds that cannot be read off the pixels alone, and that is right. Such knowledge "
+        "is: the role or kind of a person or thing more precisely than it looks; concepts from outside the picture; "
+        "the particular place, time or event; names of persons, works, brands or species; the context or purpose that "
+        "is not shown; relations that take common sense to see. Give a high score where the caption teaches much of "
+        "this, and a low score where it only repeats what is visible or where it adds nothing true."
     ),
 }
 
@@ -40,8 +40,8 @@ FORM = """Here is a caption that was found with this picture:
 
 {criteria}
 
-Answer with a whole number from 0 to 100, where 0 is worst and 100 is best. Use the whole range, and not only multiples \
-of 5 or 10. Write the number alone on the first line; you may explain it from the second line on."""
+Answer with a whole number from 0 to 100, where 0 is worst and 100 is best. Use the whole range, and not only \
+multiples of 5 or 10. Write the number alone on the first line; you may explain it from the second line on."""
 
 
 def read_prompts(metrics: Sequence[Metric], files: Mapping[Metric, Path]) -> dict[Metric, str]:

@@ -16,7 +16,7 @@ def read_reply(body: bytes) -> Answer:
     """Reads the body of a chat completion. Raises: NoAnswerError."""
     try:
         reply = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NoAnswerError("malformed JSON") from error
     choices = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):

@@ -45,6 +45,6 @@ class Tally:
         """One line at the end of the process, and the reasons where something failed."""
         if not (self.num_requests or self.num_cached or self.failures):
             return
-        counts = f"{self.num_requests:,} requests ({self.num_retries:,} of them repeated), {self.num_cached:,} answers kept"
         lost = self.failures.total()
-        say(f"{self.name}: {counts} before, {lost:,} without an answer" + (f":\n{self.table()}" if lost else ""))
+        counts = f"{self.num_requests:,} requests, {self.num_retries:,} of them repeated; {self.num_cached:,} answers"
+        say(f"{self.name}: {counts} were kept before, {lost:,} did not come" + (f":\n{self.table()}" if lost else ""))

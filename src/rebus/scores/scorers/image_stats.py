@@ -23,10 +23,11 @@ COLUMNS = {
     "content": "uint64",
 }
 ALIKE = 8
-"""Grey levels on either side of the commonest one that count as the same colour: JPEG moves a flat area by up to 5."""
+"""Grey levels on either side of the commonest one that count as the same colour: room for noise of a few levels."""
 
 WHITE = 240
-"""Grey level from which a margin counts as white; beside an edge JPEG darkens pure white to about 245."""
+"""Grey level from which a margin counts as white. Beside a dark edge JPEG rings below it (219 at quality 75), within
+its 8-pixel block: of a box in a 128-pixel picture, quality 30 to 75 moves the share by at most 0.025."""
 
 
 class Options(Config):

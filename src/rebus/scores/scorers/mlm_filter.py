@@ -34,7 +34,7 @@ def open_scorer(options: Options) -> Opened:
 
 
 def inputs(options: Options) -> dict[str, str]:
-    """Fingerprints of the prompts and of the model's files. What a server runs under a model's name it does not tell."""
+    """Fingerprints of the prompts and of the model's files. What a server runs under a name it does not tell."""
     prompts = read_prompts(options.metrics, options.prompts)
     found = {f"prompt {metric}": fingerprint(text) for metric, text in prompts.items()}
     if options.model is not None:

@@ -16,8 +16,8 @@ from rebus.fingerprint import MANIFEST
 from rebus.packs.config import PackRecipe
 from rebus.packs.run import run as pack
 from rebus.selection.config import SelectionRecipe
-from rebus.selection.reshard import run as reshard
-from rebus.selection.reshard_config import ReshardRecipe
+from rebus.selection.resharding.config import ReshardRecipe
+from rebus.selection.resharding.run import run as reshard
 from rebus.selection.run import run as select
 from rebus.shards.read import read_index
 from rebus.trace import run, trace_sample

@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import PIL.Image
 
+import tiny_pictures
+
 BOMB_SIDE = 40_000
 
 
@@ -129,6 +131,8 @@ def answer(server: WebServer, handler: BaseHTTPRequestHandler) -> None:
     match kind:
         case "ok":
             send(handler, encoded("JPEG", (40 + int(rest or 0) % 7, 30)), content_type="text/plain")
+        case "photo":  # another one for every number
+            send(handler, tiny_pictures.encoded(tiny_pictures.photo(96, 72, seed=int(rest)), "JPEG", quality=92))
         case "png" | "webp" | "gif" | "bmp":
             send(handler, encoded(kind.upper()))
         case "svg":

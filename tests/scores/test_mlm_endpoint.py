@@ -324,3 +324,12 @@ def test_what_shapes_the_answers_is_in_the_fingerprint(tmp_path):
     (tmp_path / "prompt.txt").write_text("other: {caption}")
     assert mlm_filter.inputs(options) != before
     assert list(before) == [f"prompt {METRIC}"]
+
+
+def test_a_ten_that_the_model_ended_is_no_hundred_cut_off():
+    """No token stands behind the last digit where the answer ends; where it was cut off, nothing is known of it."""
+    whole = completion(["1", "0"], True)
+    ended = read_reply(whole)
+    cut = read_reply(whole.replace(b'"stop"', b'"length"'))
+    assert ended.tree[("1", "0")] == {"": 1.0}
+    assert ("1", "0") not in cut.tree

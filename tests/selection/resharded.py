@@ -10,8 +10,8 @@ import PIL.Image
 import pytest
 
 from rebus.config import check_recipe
-from rebus.selection.reshard import ReshardSummary, run
-from rebus.selection.reshard_config import ReshardRecipe
+from rebus.selection.resharding.config import ReshardRecipe
+from rebus.selection.resharding.run import ReshardSummary, run
 from rebus.shards.config import ShardsRecipe
 from rebus.shards.run import run as run_shards
 from rebus.shards.write import write_shard

@@ -16,10 +16,10 @@ from rebus import storage
 from rebus.config import check_recipe
 from rebus.errors import ConfigError, DataError
 from rebus.fingerprint import MANIFEST, read_manifest
-from rebus.selection import reshard_write
 from rebus.selection.config import SelectionRecipe
 from rebus.selection.read import kept_rows
-from rebus.selection.reshard_config import ReshardRecipe
+from rebus.selection.resharding import write
+from rebus.selection.resharding.config import ReshardRecipe
 from rebus.selection.run import run as select
 from rebus.shards.index import write_index
 from rebus.shards.read import iterate, read_index, read_quarantine
@@ -136,14 +136,14 @@ def test_damaged_samples_go_to_the_quarantine(pool: Path, tmp_path: Path):
 
 
 def _die_at(pool: Path, out: Path, number: int) -> None:
-    write, done = reshard_write.write_tables, []
+    write_tables, done = write.write_tables, []
 
     def write_or_die(*arguments: object) -> None:
         if len(done) == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        done.append(write(*arguments))
+        done.append(write_tables(*arguments))
 
-    reshard_write.write_tables = write_or_die
+    write.write_tables = write_or_die
     reshard(pool, out, shuffle_bufsize="all")
 
 

@@ -12,7 +12,7 @@ import pytest
 from resharded import UIDS, members, picture, pool, read_tars, reshard
 
 from rebus.errors import ConfigError, DataError
-from rebus.selection.reshard_blur import blur_picture
+from rebus.selection.resharding.blur import blur_picture
 from rebus.shards.read import read_index
 
 __all__ = ["pool"]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebus.selection.reshard_plan import Copies, Rows, copy_rows, match, shuffle
+from rebus.selection.resharding.plan import Copies, Rows, copy_rows, match, shuffle
 
 pairs = st.tuples(st.integers(0, 3), st.integers(0, 3))  # few, so that both halves collide
 

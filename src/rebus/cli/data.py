@@ -25,7 +25,7 @@ def shards(
     recipe: Annotated[Path | None, typer.Argument(help="YAML recipe.", metavar="[RECIPE]")] = None,
     overrides: Overrides = None,
     from_urls: Annotated[
-        Path | None, typer.Option(metavar="TABLE", help="Download what a table of urls and captions names.")
+        str | None, typer.Option(metavar="TABLE", help="Download what a table of URLs and captions names.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where --from-urls puts its shards.")] = None,
     ray: Ray = None,
@@ -40,7 +40,7 @@ def shards(
     if from_urls is not None:
         if out is None:
             raise typer.BadParameter("say with --out where the shards go.", param_hint="--from-urls")
-        tree = {"source": "urls", "input": str(from_urls), "out": str(out)}
+        tree = {"source": "urls", "input": from_urls, "out": str(out)}
         settings = [*([str(recipe)] if recipe else []), *(overrides or [])]
         checked = recipe_from(ShardsRecipe, tree, settings, "rebus shards --from-urls")
     elif recipe is None:
@@ -93,6 +93,39 @@ def select(recipe: RecipePath, overrides: Overrides = None) -> None:
     from rebus.selection.run import run
 
     run(checked)
+
+
+@verbs.command(epilog='Example: rebus uids "dfn_15pct.npy | su_85.npy" --out dfn_or_su.npy')
+def uids(
+    expression: Annotated[
+        str,
+        typer.Argument(help="Files of uids, or selections, and | (union), & (both), - (without), ^ (one alone), ( )."),
+    ],
+    out: Annotated[Path, typer.Option(help="Where the set goes: sorted, each uid once, in DataComp's .npy.")],
+) -> None:
+    """Unite, intersect and subtract sets of uids: DFN's choice or MLM-Filter's in one line."""
+    from rebus.selection.uid_sets import run
+
+    run(expression, out)
+
+
+@verbs.command(epilog="Example: rebus reshard reshard.yaml shard_size=5000")
+def reshard(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
+    ray_cpus: RayCpus = 1,
+) -> None:
+    """Copy what was selected into new tars that any tool reads; `rebus pack` needs none, a selection is a view."""
+    from rebus.engine import on_ray
+    from rebus.selection.resharding.config import ReshardRecipe
+
+    checked = recipe_of(ReshardRecipe, recipe, overrides)
+    from rebus.selection.resharding.run import run
+
+    with on_ray(cluster(ray, ray_workers, ray_cpus, 0)):
+        run(checked)
 
 
 @verbs.command(epilog="Example: rebus pack recipes/quickstart/pack_align.yaml capacity=2048")

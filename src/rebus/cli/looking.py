@@ -1,4 +1,4 @@
-"""The verbs that look at what is there, and bring it in or out: show, doctor, import, export, report."""
+"""The verbs that look at what is there, and bring it in or out: show, trace, doctor, import, export, report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +23,22 @@ def show(
     from rebus.show import run
 
     run(path, sample=sample, at=at, pack=pack, shards=shards, html=html)
+
+
+@verbs.command(epilog="Example: rebus trace --step 120 runs/demo/sft")
+def trace(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="A uid, its beginning or a key, then the folders of a way.", metavar="[SAMPLE] FOLDER..."),
+    ],
+    step: Annotated[int | None, typer.Option(min=1, help="Back from this step of a run to its samples.")] = None,
+    pack: Annotated[int | None, typer.Option(min=0, help="Back from this pack of a plan to its samples.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Tell what became of a sample: its source, scores, the rules that judged it, its packs, the steps that saw it."""
+    from rebus.trace import run
+
+    run(names, step=step, pack=pack, as_json=as_json)
 
 
 @verbs.command(epilog="Example: rebus doctor data/emoji/train")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rebus.cli.options import Overrides, RecipePath, recipe_of
+from rebus.cli.options import Overrides, RecipePath, recipe_kind, recipe_of
 
 verbs = typer.Typer()
 
@@ -18,9 +18,17 @@ def train(
     replace: Annotated[bool, typer.Option("--replace", help="Remove another recipe's run in `out`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen; needs no weights.")] = False,
 ) -> None:
-    """Train on a plan; killed and run again, it goes on with the same numbers. Under torchrun, on all its processes."""
+    """Train on a plan, or a filter network on trusted pairs; killed and run again, it goes on with the same numbers."""
     if resume not in ("auto", "never"):
         raise typer.BadParameter(f"'{resume}': it is auto or never.", param_hint="--resume")
+    if recipe_kind(recipe) == "dual_encoder":
+        if dry_run or replace or resume == "never":
+            raise typer.BadParameter("a filter network knows none of --dry-run, --replace, --resume.")
+        from rebus.filters.config import FilterRecipe
+        from rebus.filters.run import run as train_filter
+
+        train_filter(recipe_of(FilterRecipe, recipe, overrides))
+        return
     from rebus.training.config import TrainRecipe
 
     checked = recipe_of(TrainRecipe, recipe, overrides)

@@ -30,6 +30,17 @@ def recipe_of(kind: type[Recipe], path: Path, overrides: list[str] | None) -> Re
     return load_recipe(kind, path, overrides)
 
 
+def recipe_kind(path: Path) -> str | None:
+    """What the recipe says of itself as `kind`; None where it says nothing or cannot be read, which is told later."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return tree.get("kind") if isinstance(tree, dict) else None
+
+
 def recipe_from(kind: type[Recipe], tree: dict[str, Any], overrides: list[str] | None, origin: str) -> Recipe:
     """The same where the command line stands for the file."""
     from rebus.config import apply_override, check_recipe

@@ -14,9 +14,9 @@ import pyarrow as pa
 from rebus.errors import DataError
 from rebus.fingerprint import write_atomically
 from rebus.records import Damage
-from rebus.selection.reshard_blur import COLUMN, Box, blur_members, read_boxes
-from rebus.selection.reshard_config import ReshardRecipe
-from rebus.selection.reshard_plan import Piece
+from rebus.selection.resharding.blur import COLUMN, Box, blur_members, read_boxes
+from rebus.selection.resharding.config import ReshardRecipe
+from rebus.selection.resharding.plan import Piece
 from rebus.shards.assemble import parse_json
 from rebus.shards.damage import DamagedSampleError
 from rebus.shards.index import index_tar, is_indexed, write_tables

@@ -15,8 +15,8 @@ from rebus.errors import DataError
 from rebus.fingerprint import BUILDING, MANIFEST, file_fingerprint, fingerprint, read_manifest
 from rebus.log import say
 from rebus.selection.read import kept_rows
-from rebus.selection.reshard_config import ReshardRecipe
-from rebus.selection.reshard_plan import Rows, in_order, match
+from rebus.selection.resharding.config import ReshardRecipe
+from rebus.selection.resharding.plan import Rows, in_order, match
 from rebus.selection.uid_files import read_uids
 from rebus.shards.config import ShardsRecipe
 from rebus.shards.read import read_index

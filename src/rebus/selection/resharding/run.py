@@ -25,11 +25,11 @@ from rebus.fingerprint import (
     write_manifest,
 )
 from rebus.log import say, show_table
-from rebus.selection.reshard_blur import boxes_fingerprint
-from rebus.selection.reshard_config import ReshardRecipe
-from rebus.selection.reshard_inputs import Input, Wanted, check_sizes, open_input, subset_fingerprint, wanted_rows
-from rebus.selection.reshard_plan import Copies, Piece, Rows, copy_rows, cut_pieces, in_order, read_rows, shuffle
-from rebus.selection.reshard_write import Written, list_damages, write_piece
+from rebus.selection.resharding.blur import boxes_fingerprint
+from rebus.selection.resharding.config import ReshardRecipe
+from rebus.selection.resharding.inputs import Input, Wanted, check_sizes, open_input, subset_fingerprint, wanted_rows
+from rebus.selection.resharding.plan import Copies, Piece, Rows, copy_rows, cut_pieces, in_order, read_rows, shuffle
+from rebus.selection.resharding.write import Written, list_damages, write_piece
 from rebus.shards.index import VERSION, is_indexed
 from rebus.shards.read import read_quarantine
 from rebus.shards.run import summarize

@@ -25,8 +25,9 @@ from rebus.shards.run import run as make_shards
 from rebus.training.config import TrainRecipe
 
 REPOSITORY = Path(__file__).parent.parent
-OWN_TESTS = ("quickstart", "interleaved")
-"""Folders of recipes that run for real elsewhere, in the demo."""
+OWN_TESTS = ("quickstart", "interleaved", "filter", "curation")
+"""Folders of recipes that run for real elsewhere: in the demo, in tests/test_curation_way.py."""
+OWN_VERBS = dict.fromkeys(("download", "score", "select", "reshard"), Config)  # have tests of their own
 
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
 QWEN2 = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 32768}
@@ -107,7 +108,7 @@ def recipe_paths(kind: type[Config]) -> list[str]:
 
 
 def kind_of(path: Path) -> type[Config]:
-    kinds: dict[str, type[Config]] = {"shards": ShardsRecipe, "pack": PackRecipe, "download": Config}  # has own tests
+    kinds: dict[str, type[Config]] = {"shards": ShardsRecipe, "pack": PackRecipe, **OWN_VERBS}
     return kinds.get(path.stem.split("_")[0], TrainRecipe)
 
 

@@ -266,5 +266,5 @@ def test_tables_in_a_bucket(tmp_path: Path, web: WebServer, s3, name: str):
 def test_the_recipes_are_accepted():
     folder = Path(__file__).parents[2] / "recipes"
     found = [load_recipe(ShardsRecipe, path) for path in sorted(folder.rglob("download_*.yaml"))]
-    assert [one.source for one in found] == ["urls"] * 2
+    assert [one.source for one in found] == ["urls"] * 3
     assert {one.rows_per_shard for one in found} == {10_000}

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rebus.errors import ConfigError
 from rebus.filters.config import FilterRecipe, TextConfig, VisionConfig
@@ -14,9 +14,6 @@ from rebus.towers.config import single_file
 from rebus.towers.dual import DualEncoder, dual_fingerprint, open_dual
 from rebus.towers.dual_pictures import PictureRule
 from rebus.towers.dual_texts import TextRule, open_tokenizer
-
-if TYPE_CHECKING:
-    import torch
 
 BICUBIC = 3  # Pillow's number
 PROCESSOR = "preprocessor_config.json"
@@ -75,7 +72,7 @@ def _joined(recipe: FilterRecipe, vision: VisionConfig, text: TextConfig, image:
     return transformers.VisionTextDualEncoderModel(config, vision_model, text_model), tokenizer
 
 
-def _vision(config: VisionConfig, image: FixedConfig) -> "torch.nn.Module":
+def _vision(config: VisionConfig, image: FixedConfig) -> Any:
     import safetensors.torch
     import transformers
 

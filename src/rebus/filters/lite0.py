@@ -30,8 +30,8 @@ def efficientnet(tensors: "dict[str, torch.Tensor]", image_size: int) -> Any:
         hidden_act="relu6",
         hidden_dim=1280,
         batch_norm_eps=1e-3,
-        hidden_size=1280,
     )
+    config.hidden_size = 1280  # what VisionTextDualEncoder calls the width of the pooled output
     model = transformers.EfficientNetModel(config)
     state = model.state_dict()
     for name, source in _names():

@@ -13,7 +13,7 @@ from rebus.fingerprint import MANIFEST, Manifest, read_manifest
 from rebus.log import say
 from rebus.shards.index import DUPLICATE_KEY
 
-KINDS = ("shards", "scores", "selection", "plan", "checkpoint", "eval")
+KINDS = ("shards", "scores", "selection", "weights", "plan", "checkpoint", "eval")
 """In the order of the data; it decides between artifacts that do not stand on one another."""
 
 ARTIFACT_INPUTS = ("shards", "scores", "selection", "plan", "init", "model")

@@ -5,9 +5,14 @@ from typing import Any
 
 from rebus.report.gather import Way, read_targets
 from rebus.report.results import headline_eval
-from rebus.report.section_data import funnel_section, packs_section, quarantine_section, scores_section
+from rebus.report.score_sample import read_scored
+from rebus.report.section_agreement import agreement_section
+from rebus.report.section_curation import twins_section
+from rebus.report.section_data import funnel_section, packs_section, quarantine_section
 from rebus.report.section_made import limits_section, made_section, tiles_section
 from rebus.report.section_model import answers_section, eval_section
+from rebus.report.section_scores import scores_section
+from rebus.report.section_sources import networks_section, sources_section
 from rebus.report.section_training import training_section
 from rebus.report.style import CSS, HATCH
 from rebus.version import __version__
@@ -17,6 +22,7 @@ MISSING = {
     "funnel": "No selection in this folder: nothing was dropped by rules.",
     "damage": "No damaged sample was found, or there are no shards in this folder.",
     "scores": "No scores in this folder.",
+    "agreement": "No two scored columns in this folder: nothing to compare.",
     "packs": "No plan in this folder.",
     "training": "No checkpoint with metrics.jsonl in this folder.",
     "evaluation": "No evaluation in this folder.",
@@ -24,13 +30,17 @@ MISSING = {
     "made": "",
     "limits": "",
 }
+"""What stands in the place of a section without content; one that is not named here is left out then."""
 
 
 def build_page(way: Way, results: dict[str, Any]) -> str:
     """The page for a way and its numbers; a section whose artifact is missing says so in one line."""
-    sections = (
+    pools = [scored for scored in map(read_scored, way.of_kind("scores")) if scored]
+    candidates = (
         ("headline", "In numbers", "", tiles_section(results, read_targets(way.folder))),
+        ("sources", "Downloads and copies", "", sources_section(way)),
         ("funnel", "What was dropped, and why", "", funnel_section(way)),
+        ("twins", "Near-duplicates, and what is in benchmarks", "", twins_section(way)),
         (
             "damage",
             "Damaged samples",
@@ -41,8 +51,10 @@ def build_page(way: Way, results: dict[str, Any]) -> str:
             "scores",
             "How the pool scores",
             "Pairs stand beside each figure, with their score above their caption.",
-            scores_section(way),
+            scores_section(way, pools),
         ),
+        ("agreement", "How far scorers agree", "", agreement_section(way, pools)),
+        ("networks", "Filter networks", "", networks_section(way)),
         ("packs", "How full the packs are", "", packs_section(way)),
         ("training", "How it learned", "", training_section(way)),
         ("evaluation", "What it knows", "", eval_section(way)),
@@ -55,6 +67,7 @@ def build_page(way: Way, results: dict[str, Any]) -> str:
         ),
         ("limits", "What this does not show", "", limits_section(way, results)),
     )
+    sections = tuple(one for one in candidates if one[3] or one[0] in MISSING)
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _, _ in sections[1:])
     body = "".join(_section(*section) for section in sections)
     name = escape(way.folder.resolve().name)

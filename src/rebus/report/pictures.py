@@ -30,14 +30,21 @@ class Example:
     picture: str
 
 
-def load_examples(uids: Iterable[str], sources: Sequence[Artifact]) -> dict[str, Example]:
-    """The wanted samples that the shards still hold, by uid. One seek a sample."""
+def load_examples(
+    uids: Iterable[str], sources: Sequence[Artifact], *, stems: set[str] | None = None, side: int = SIDE
+) -> dict[str, Example]:
+    """The wanted samples that the shards still hold, by uid. One seek a sample.
+
+    stems: of the shards that hold them, where that is known: no other index is read. side: pixels, as shown.
+    """
     wanted = set(uids)
     examples: dict[str, Example] = {}
     for tar in (tar for source in sources for tar in list_shards(source.folder)):
+        if stems is not None and tar.stem not in stems:
+            continue
         for row in _rows_of(tar, wanted - set(examples)):
             try:
-                examples[row["uid"]] = _example(read_sample(tar, row))
+                examples[row["uid"]] = _example(read_sample(tar, row), side)
             except DataError:
                 continue  # the tar changed since; the page says that the picture is gone
     return examples
@@ -75,19 +82,46 @@ def _rows_of(tar: Path, uids: set[str]) -> list[dict[str, Any]]:
     return index.filter(pc.is_in(index["uid"], value_set=pa.array(sorted(uids), pa.string()))).to_pylist()
 
 
-def _example(sample: Sample) -> Example:
+def _example(sample: Sample, side: int) -> Example:
     text = " ".join(part.text for part in sample.parts if isinstance(part, Text))
     data = sample.images[0].data if sample.images else None
-    return Example(sample.uid, sample.key, text, picture_uri(data) if data else "")
+    return Example(sample.uid, sample.key, text, picture_uri(data, side) if data else "")
 
 
-def picture_uri(data: bytes) -> str:
-    """A thumbnail as a data URI; empty where the bytes are no picture."""
+def picture_uri(data: bytes, side: int = SIDE) -> str:
+    """A thumbnail of side x side pixels at most as a data URI; empty where the bytes are no picture."""
     try:
         picture = decode_image(data)
     except ValueError:
         return ""
-    picture.thumbnail((SIDE * 2, SIDE * 2))  # twice the shown side, for dense screens
+    picture.thumbnail((side * 2, side * 2))  # twice the shown side, for dense screens
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=70)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def eval_picture(name: str, folders: Sequence[Path], side: int = SIDE) -> str:
+    """The picture of an evaluation set that the rule `unseen` calls `folder/file` or `folder/shard/key#number`, as a
+    data URI; empty where it is not there any more, or where the name is that of a vector."""
+    for folder in (folder for folder in folders if name.startswith(f"{folder.name}/")):
+        inside = name.removeprefix(f"{folder.name}/")
+        path = folder / inside
+        if path.is_file():
+            return picture_uri(path.read_bytes(), side)
+        shard, _, rest = inside.partition("/")
+        key, _, number = rest.rpartition("#")
+        data = _picture_of(folder / shard, key, int(number)) if number.isdigit() else b""
+        if data:
+            return picture_uri(data, side)
+    return ""
+
+
+def _picture_of(shard: Path, key: str, number: int) -> bytes:
+    if not shard.is_file():
+        return b""
+    try:
+        index = read_index(shard)
+        rows = index.filter(pc.equal(index["key"], key)).to_pylist()
+        return (read_sample(shard, rows[0]).images[number].data or b"") if rows else b""
+    except (DataError, IndexError):
+        return b""

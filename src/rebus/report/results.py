@@ -109,10 +109,13 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _funnel_results(way: Way) -> dict[str, Any]:
+    """Of the selection that a plan or other shards were made of; of several, or where none was, of the last."""
     selections = way.of_kind("selection")
-    if not selections:
+    read = {fingerprint for artifact in way.artifacts for fingerprint in artifact.manifest.inputs.values()}
+    headline = [one for one in selections if one.fingerprint in read] or selections
+    if not headline:
         return {}
-    facts = selections[-1].manifest.facts
+    facts = headline[-1].manifest.facts
     return {name: facts[name] for name in ("num_kept", "num_dropped") if name in facts}
 
 

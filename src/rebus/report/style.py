@@ -108,7 +108,35 @@ ol.strip { list-style: none; margin: 8px 0 0; padding: 0; display: grid; gap: 8p
 .tiles b, dd b { white-space: nowrap; }
 figure.broad { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 36px;
   align-items: start; margin: 14px 0 24px; }
-.broad figcaption { grid-column: 1 / -1; }
+.broad figcaption, .across { grid-column: 1 / -1; }
+.across { margin-top: 10px; }
+ol.quantiles { list-style: none; margin: 4px 0 0; padding: 0; display: grid; gap: 8px;
+  grid-template-columns: repeat(7, minmax(0, 1fr)); }
+.quantiles > li > b { font-size: 13px; border-bottom: 1px solid var(--rule); display: block; }
+.quantiles .strip, .twins .strip { grid-template-columns: minmax(0, 1fr); }
+.quantiles .strip img, .sides .strip img, .twins .strip img { max-width: 72px; }
+.quantiles .caption { -webkit-line-clamp: 3; }
+dl.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 8px 14px;
+  margin: 10px 0 16px; }
+.numbers dt { color: var(--soft); font-size: 13px; }
+.numbers dd { margin: 0; font-variant-numeric: tabular-nums; }
+figure.sides { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 28px; margin: 14px 0 20px; }
+.sides figcaption { grid-column: 1 / -1; }
+.sides .strip { grid-template-columns: repeat(6, minmax(0, 1fr)); }
+ul.twins { list-style: none; margin: 8px 0; padding: 0; display: grid; gap: 14px;
+  grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); }
+.twins > li { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 10px; }
+.twins .strip { grid-template-columns: repeat(2, minmax(0, 1fr)); margin: 0; }
+.twins p { margin: 6px 0 0; }
+.scroll { overflow-x: auto; }
+table.heat { font-size: 12px; border-collapse: separate; border-spacing: 1px; font-variant-numeric: tabular-nums; }
+.heat th { padding: 2px 8px 2px 0; white-space: nowrap; font-size: 13px; }
+.heat thead th { border: 0; padding: 0 2px; text-align: center; }
+.heat td { min-width: 32px; padding: 4px 2px; text-align: center; }
+.heat .q { display: inline-block; min-width: 18px; color: var(--soft); text-align: right; margin-right: 4px; }
+.heat .above { background: color-mix(in srgb, var(--a) calc(var(--r) * 60%), var(--card)); }
+.heat .below { background: color-mix(in srgb, var(--b) calc(var(--r) * 60%), var(--card)); }
+.heat .own { color: var(--soft); }
 .flag, .wrong { color: var(--bad); font-weight: 650; }
 .right { color: var(--good); font-weight: 650; }
 
@@ -137,7 +165,11 @@ footer { margin-top: 48px; color: var(--soft); font-size: 14px; }
 @media (max-width: 760px) {
   main { padding: 16px 14px 48px; }
   h1 { font-size: 25px; }
-  .grid, figure.broad { grid-template-columns: minmax(0, 1fr); }
+  .grid, figure.broad, figure.sides { grid-template-columns: minmax(0, 1fr); }
+  ol.quantiles { grid-template-columns: minmax(0, 1fr); }
+  .quantiles .strip { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+  .sides .strip { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  ul.twins { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; }
   ul.tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; }
   .tiles li { padding: 10px; }
   .tiles .value { font-size: 21px; }

@@ -1,6 +1,7 @@
 """One decode for all scorers: samples in the shards' order, decoded by threads some batches ahead."""
 
 import concurrent.futures
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -43,29 +44,38 @@ Look = Callable[[Decoded], Any]
 Task = tuple[dict[str, Any], Callable[[], Sample]]
 
 
-def look_at(
-    shards: Iterable[Path], looks: list[Look], *, pictures: bool, num_threads: int, num_ahead: int
-) -> Iterator[tuple[Path, list[Looked | Damage] | None]]:
-    """Yields (shard, some of its samples in order), and (shard, None) when a shard is over.
-
-    pictures: whether they are decoded at all. num_ahead: samples that may wait, looked at, for whoever takes them.
+@dataclass(frozen=True)
+class Looking:
+    """How samples are looked at. pictures: whether they are decoded at all. num_ahead: samples that may wait, looked
+    at, for whoever takes them. may_go_on: cleared by who needs all cores for a while; threads stop at the next sample.
     """
+
+    looks: list[Look]
+    pictures: bool
+    num_threads: int
+    num_ahead: int
+    may_go_on: threading.Event
+
+
+def look_at(shards: Iterable[Path], looking: Looking) -> Iterator[tuple[Path, list[Looked | Damage] | None]]:
+    """Yields (shard, some of its samples in order), and (shard, None) when a shard is over."""
     with (
         concurrent.futures.ThreadPoolExecutor(1) as reader,
-        concurrent.futures.ThreadPoolExecutor(num_threads) as decoders,
+        concurrent.futures.ThreadPoolExecutor(looking.num_threads) as decoders,
     ):
         pieces = _ahead(_pieces(shards), reader)
         waiting: deque[tuple[Path, concurrent.futures.Future | None]] = deque()
         try:
             while True:
-                for shard, tasks in islice(pieces, max(1, num_ahead // NUM_TOGETHER - len(waiting) + 1)):
-                    work = decoders.submit(_look_all, shard, tasks, looks, pictures) if tasks is not None else None
+                for shard, tasks in islice(pieces, max(1, looking.num_ahead // NUM_TOGETHER - len(waiting) + 1)):
+                    work = decoders.submit(_look_all, shard, tasks, looking) if tasks is not None else None
                     waiting.append((shard, work))
                 if not waiting:
                     return
                 shard, future = waiting.popleft()
                 yield shard, future.result() if future is not None else None
         finally:
+            looking.may_go_on.set()
             for pool in (reader, decoders):
                 pool.shutdown(cancel_futures=True)
 
@@ -88,19 +98,18 @@ def _ahead(items: Iterator[Any], reader: concurrent.futures.Executor) -> Iterato
         yield item
 
 
-def _look_all(shard: Path, tasks: list[Task], looks: list[Look], pictures: bool) -> list[Looked | Damage]:
-    return [_look(shard, row, make, looks, pictures) for row, make in tasks]
+def _look_all(shard: Path, tasks: list[Task], looking: Looking) -> list[Looked | Damage]:
+    return [_look(shard, row, make, looking) for row, make in tasks]
 
 
-def _look(
-    shard: Path, row: dict[str, Any], make: Callable[[], Sample], looks: list[Look], pictures: bool
-) -> Looked | Damage:
+def _look(shard: Path, row: dict[str, Any], make: Callable[[], Sample], looking: Looking) -> Looked | Damage:
+    looking.may_go_on.wait()
     sample = make()
     try:
-        decoded = _decode(sample, pictures)
+        decoded = _decode(sample, looking.pictures)
     except ValueError as error:
         return Damage(shard.name, sample.key, int(row["offset"]), UNDECODABLE_IMAGE, str(error))
-    return Looked(sample.uid, sample.key, tuple(look(decoded) for look in looks))
+    return Looked(sample.uid, sample.key, tuple(look(decoded) for look in looking.looks))
 
 
 def _decode(sample: Sample, pictures: bool) -> Decoded:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 
 from rebus.records import Damage
 from rebus.scores.config import ScoreRecipe
-from rebus.scores.decode import Looked, look_at
+from rebus.scores.decode import Looked, Looking, look_at
 from rebus.scores.scorer import Opened, Scorer, open_named
 from rebus.scores.tables import (
     Names,
@@ -52,14 +53,9 @@ class Pass:
         scorers, opened = _open(json.dumps(entries, default=str), recipe.num_threads)
         decodes = any(one.pictures for one in opened)
         left = (shard for shard in shards if not all(is_measured(recipe.out, scorer, shard) for scorer in scorers))
-        stream = look_at(
-            left,
-            [one.look for one in opened],
-            pictures=decodes,
-            num_threads=recipe.num_decoders,
-            num_ahead=BATCHES_AHEAD * recipe.batch_size,
-        )
+        looks, num_ahead = [one.look for one in opened], BATCHES_AHEAD * recipe.batch_size
         work = _Work(recipe, scorers, opened)
+        stream = look_at(left, Looking(looks, decodes, recipe.num_decoders, num_ahead, work.may_decode))
         for shard, found in work.timed(stream):
             if found is None:
                 yield work.finish(shard, decodes)
@@ -92,12 +88,16 @@ class _Work:
     recipe: ScoreRecipe
     scorers: list[Scorer]
     opened: list[Opened]
+    may_decode: threading.Event = field(default_factory=threading.Event)
     waiting: float = 0.0
     began: float = field(default_factory=time.monotonic)
     names: Names = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
     batch: list[Looked] = field(default_factory=list)
     parts: list[list[dict[str, Any]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.may_decode.set()
 
     def timed(self, stream: Iterator[Any]) -> Iterator[Any]:
         while True:
@@ -121,10 +121,19 @@ class _Work:
         """Starts a batch, then fetches the one before it: a device that computes beside us always has work."""
         self.names += [(one.uid, one.key) for one in self.batch]
         taken = zip(*(one.taken for one in self.batch), strict=True)
-        self.parts.append([one.measure(list(items)) for one, items in zip(self.opened, taken, strict=True)])
+        self.parts.append([self._measured(one, list(items)) for one, items in zip(self.opened, taken, strict=True)])
         self.batch = []
         if len(self.parts) > 1:
             self.parts[-2] = [_fetched(columns) for columns in self.parts[-2]]
+
+    def _measured(self, opened: Opened, items: list[Any]) -> dict[str, Any]:
+        if not opened.takes_all_cores:
+            return opened.measure(items)
+        self.may_decode.clear()
+        try:
+            return opened.measure(items)
+        finally:
+            self.may_decode.set()
 
     def finish(self, shard: Path, decodes: bool) -> Scored:
         if self.batch:

@@ -178,7 +178,7 @@ def _described(column: pa.ChunkedArray) -> tuple[str, ...]:
         numbers = counts.field("counts").to_numpy()
         first = int(numbers.argmax()) if len(numbers) else 0
         share = numbers[first] / len(column) if len(numbers) else 0.0
-        most = f"'{counts[first]['values']}' {share:.0%}" if share >= 0.01 else ""
+        most = f"{counts[first]['values'].as_py()!r:.40} {share:.0%}" if share >= 0.01 else ""
         return "", most, f"{len(counts):,} values", f"{column.null_count:,}"
     values = column.to_numpy().astype(np.float64)
     finite = values[np.isfinite(values)]

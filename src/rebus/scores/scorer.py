@@ -28,11 +28,14 @@ class Opened:
     measure: what `look` returned for a batch -> columns, [batch] or, for embeddings, [batch, D]: numpy arrays, or
     torch tensors, which are fetched from their device one batch later, so that it need not wait. One call at a time.
     pictures: False where it looks at no pixel; where no scorer of a pass does, nothing is decoded.
+    takes_all_cores: its sums run on all cores here (a model on the CPU). Nothing is decoded meanwhile: torch's threads
+    wait for each other, so two decoding beside two of them made a small network ten times slower, not twice.
     """
 
     look: Callable[[Decoded], Any]
     measure: Callable[[list[Any]], dict[str, Any]]
     pictures: bool = True
+    takes_all_cores: bool = False
 
 
 def per_sample(columns: dict[str, str], look: Callable[[Decoded], Sequence[Any]], *, pictures: bool = True) -> Opened:

@@ -191,7 +191,8 @@ def _refuse_bad_share(summary: ShardsSummary, limit: float) -> None:
         )
     if not summary.num_samples:
         _show(summary)
-        raise DataError(f"{summary.out}: none of {total} samples is usable: its *.quarantine.jsonl files say why.")
+        first = f", most often for '{next(iter(summary.reasons))}'" if summary.reasons else ""
+        raise DataError(f"{summary.out}: none of {total} samples is usable{first}: see its *.quarantine.jsonl files.")
 
 
 def _finish(recipe: ShardsRecipe, manifest: Manifest, summary: ShardsSummary) -> None:

@@ -109,6 +109,8 @@ def _positions(document: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, str) and not (value and value.isprintable()):
+        return repr(value)  # an empty text, or an answer with its line break, would break the line in two
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

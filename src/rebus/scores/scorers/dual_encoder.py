@@ -69,7 +69,8 @@ def open_scorer(options: Options) -> Opened:
     device = str(encoder.device)
     heads = {name: load_probe(path, encoder.width, device) for name, path in options.heads.items()}
     look = partial(_look, encoder.image_rule, options.text_template)
-    return Opened(look, _Pairs(encoder, heads, keep_embeddings=options.keep_embeddings))
+    measure = _Pairs(encoder, heads, keep_embeddings=options.keep_embeddings)
+    return Opened(look, measure, takes_all_cores=encoder.device.type == "cpu")
 
 
 def _look(rule: PictureRule, template: str | None, item: Decoded) -> Looked:

@@ -74,7 +74,7 @@ def open_scorer(options: Options) -> Opened:
         text = np.stack([table[row].mean(axis=0) if row else np.zeros(table.shape[1], table.dtype) for row in ids])
         return {"image": features.mean(axis=1), "text": text}
 
-    return Opened(look, measure)
+    return Opened(look, measure, takes_all_cores=True)
 
 
 def inputs(options: Options) -> dict[str, str]:

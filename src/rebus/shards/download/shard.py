@@ -90,8 +90,8 @@ class OpenShard:
 
 
 def _damage(tar: str, outcome: Outcome) -> Damage:
-    url = outcome.metadata["url"]
-    return Damage(tar, outcome.key, -1, outcome.reason, f"{url}: {outcome.detail}".rstrip(": "))
+    url, detail = outcome.metadata["url"], outcome.detail
+    return Damage(tar, outcome.key, -1, outcome.reason, url if detail in ("", url) else f"{url}: {detail}")
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:

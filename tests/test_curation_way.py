@@ -20,6 +20,7 @@ import yaml
 
 from rebus.cli import main
 from rebus.config import Config, load_recipe
+from rebus.engine import Cluster, on_ray
 from rebus.packs.config import PackRecipe
 from rebus.scores.config import ScoreRecipe
 from rebus.selection.config import SelectionRecipe
@@ -48,7 +49,7 @@ KINDS: dict[str, type[Config]] = {
 
 def uid_of(number: int) -> str:
     """In DataComp's form, in another order than the rows'."""
-    return f"{number * 2654435761 % 2**64:016x}{number:016x}"
+    return f"{(NUM_ROWS - number) * 2654435761:016x}{number:016x}"
 
 
 def caption_of(number: int) -> str:
@@ -231,6 +232,10 @@ def test_a_trace_names_all_of_it(way: Way, capsys: pytest.CaptureFixture[str]):
     text = capsys.readouterr().out
     assert "dropped by 'in a benchmark'" in text
     assert f"benchmarks/{number}.png" in text
+    rebus("trace", uid_of(GONE), "runs/web")
+    text = capsys.readouterr().out
+    assert "HTTP 404" in text
+    assert text.count("dropped by 'damaged'") == 3
 
 
 def test_the_report_shows_the_way(way: Way):
@@ -249,19 +254,30 @@ def test_the_same_command_does_nothing_again(way: Way, capsys: pytest.CaptureFix
     assert len(way.judge.asked) == asked
 
 
-def test_a_ray_cluster_makes_the_same_tables_and_selection(way: Way):
-    """A fresh cache too: its workers ask the judge themselves."""
+def test_a_ray_cluster_makes_the_same(way: Way):
+    """Tables, selection, tars and plan, bit for bit. With a fresh cache: its workers ask the judge themselves."""
     elsewhere = ["out=runs/ray/scores", "scorers.mlm_filter.cache=runs/ray/answers.sqlite"]
-    asked = len(way.judge.asked)
-    rebus("score", RECIPES / "score.yaml", *way.overrides, *elsewhere, "--ray", "local", "--ray-workers", "2")
+    ray, asked = ["--ray", "local", "--ray-workers", "2"], len(way.judge.asked)
+    with on_ray(Cluster("local", num_workers=2)):  # started once, for all the commands
+        rebus("score", RECIPES / "score.yaml", *way.overrides, *elsewhere, *ray)
+        rebus("select", RECIPES / "select.yaml", "scores=runs/ray/scores", "out=runs/ray/selection")
+        rebus(
+            "reshard", RECIPES / "reshard.yaml", "shard_size=4", "subset=runs/ray/selection", "out=runs/ray/kept", *ray
+        )
+        kept = ["capacity=512", "shards=[runs/ray/kept]", "selection=null", "out=runs/ray/plan_kept"]
+        rebus("pack", RECIPES / "pack.yaml", *kept, *ray)
     assert len(way.judge.asked) == 2 * asked
-    local = sorted(Path("runs/web/scores").glob("*/*.parquet"))
-    assert len(local) == 25  # five shards, four scorers, vectors of one
-    for path in local:
-        assert path.read_bytes() == Path("runs/ray/scores", *path.parts[-2:]).read_bytes(), path
-    rebus("select", RECIPES / "select.yaml", "scores=runs/ray/scores", "out=runs/ray/selection")
-    for name in ("selection.parquet", "pairs.parquet", "uids.npy", "funnel.json"):
-        assert Path("runs/ray/selection", name).read_bytes() == Path("runs/web/selection", name).read_bytes(), name
+    for folder, pattern, number in (
+        ("scores", "*/*.parquet", 25),  # five shards, four scorers, vectors of one
+        ("selection", "*.parquet", 2),
+        ("selection", "uids.npy", 1),
+        ("kept", "*.tar", 4),
+        ("plan_kept", "plan.arrow", 1),
+    ):
+        local = sorted(Path("runs/web", folder).glob(pattern))
+        assert len(local) == number
+        for path in local:
+            assert path.read_bytes() == Path("runs/ray", *path.parts[2:]).read_bytes(), path
 
 
 OF_STAGES = [path for path in sorted((REPOSITORY / "recipes").rglob("*.yaml")) if path.stem.split("_")[0] in KINDS]

@@ -20,6 +20,8 @@ from rebus.scores import run as score_run
 from rebus.scores.config import ScoreRecipe
 from rebus.scores.measure import Pass, Scored
 from rebus.scores.run import run
+from rebus.selection.config import SelectionRecipe
+from rebus.selection.run import run as select
 from tiny_samples import TinySample, tiny_picture, write_shards
 
 PER_SHARD = 10
@@ -175,3 +177,22 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_tables(tmp_path, monkeypat
     assert died.exists()
     assert sorted(notes.read_text().split()) == [f"{number:05d}.tar" for number in range(24)]  # none of them twice
     assert tables(out) == calm
+
+
+def test_what_was_selected_by_the_first_scorer_stays_valid_when_a_second_comes(tmp_path, capsys):
+    pool = make_pool(tmp_path / "pool")
+    out = run(recipe(tmp_path, pool))
+    chosen = SelectionRecipe(
+        shards=pool,
+        scores=out,
+        out=tmp_path / "selection",
+        rules=[{"name": "wide", "column": "image_stats.width", "keep_fraction": 0.5}],
+    )
+    select(chosen)
+    run(recipe(tmp_path, pool, scorers={"witness": {"notes": tmp_path / "notes"}}))
+    capsys.readouterr()
+    select(chosen)
+    assert "selection is up to date" in capsys.readouterr().err
+    run(recipe(tmp_path, pool, scorers={"image_stats": {"scorer": "text_stats", "language": False}}))
+    with pytest.raises(ConfigError, match=r"no column 'image_stats.width'"):
+        select(chosen)

@@ -114,9 +114,10 @@ def _broad_figure(scored: Scored, source: Source, column: Column, cuts: list[Cut
     title = f"<figcaption>{escape(column.title)}</figcaption>"
     if column.is_constant:
         return f'<figure>{title}{notes}<p class="note">every pair: {number(column.values[0])}</p></figure>'
-    numbers = _summary(scored, column)
+    values = scored.all_values(column)
+    numbers = _summary(scored, values)
     mistakes = "".join(_mistakes(scored, source, column, cut) for cut in cuts if cut.is_alone)
-    left = f"{notes}{_distribution(scored, source, column, cuts)}{numbers if mistakes else ''}"
+    left = f"{notes}{_distribution(scored, source, column, values, cuts)}{numbers if mistakes else ''}"
     return (
         f'<figure class="broad">{title}<div>{left}</div><div>{mistakes or numbers}</div>'
         f'<div class="across">{_quantile_grid(scored, source, column)}</div></figure>'
@@ -124,17 +125,18 @@ def _broad_figure(scored: Scored, source: Source, column: Column, cuts: list[Cut
 
 
 def _small_figure(scored: Scored, source: Source, column: Column) -> str:
-    places = [places_at(column, share, 1)[0] for share in SHORT]
-    labels = [f"{100 * share:g}%: {number(column.values[place])}" for share, place in zip(SHORT, places, strict=True)]
+    order = in_order(column)
+    places = np.concatenate([around(order, share, 1) for share in SHORT])
+    found = zip(SHORT, column.values[places], strict=True)
+    labels = [f"{100 * share:g}%: {number(float(value))}" for share, value in found]
     rows = column.rows[places]
     pairs = strip(source, scored.uids(rows), labels, "at its quantiles", scored.stems(rows))
-    drawing = _distribution(scored, source, column, [])
+    drawing = _distribution(scored, source, column, scored.all_values(column), [])
     return f"<figure><figcaption>{escape(column.title)}</figcaption><div>{drawing}</div><div>{pairs}</div></figure>"
 
 
-def _summary(scored: Scored, column: Column) -> str:
+def _summary(scored: Scored, values: NDArray[np.float64]) -> str:
     """Its numbers over the whole pool: quantiles, mean, and how many pairs have none."""
-    values = scored.all_values(column)
     found = zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)
     cells = [(f"{100 * share:g}%", number(float(value))) for share, value in found]
     cells += [("mean", number(float(values.mean()))), ("pairs", f"{len(values):,}")]
@@ -144,11 +146,15 @@ def _summary(scored: Scored, column: Column) -> str:
     return f'<dl class="numbers">{items}</dl>'
 
 
-def places_at(column: Column, share: float, count: int) -> NDArray[np.int64]:
-    """Places in `column.rows` of the `count` pairs around a quantile, in the order of their values; equal values are
-    in an order drawn once (SEED), not in that of the shards."""
+def in_order(column: Column) -> NDArray[np.int64]:
+    """Places in `column.rows` from the lowest value to the highest; equal values in an order drawn once (SEED), not in
+    that of the shards."""
     lots = np.random.default_rng(SEED).permutation(len(column.values))
-    order = np.lexsort((lots, column.values))
+    return np.lexsort((lots, column.values))
+
+
+def around(order: NDArray[np.int64], share: float, count: int) -> NDArray[np.int64]:
+    """The `count` places about a quantile."""
     count = min(count, len(order))
     middle = round(share * (len(order) - 1))
     start = min(max(middle - (count - 1) // 2, 0), len(order) - count)
@@ -157,7 +163,8 @@ def places_at(column: Column, share: float, count: int) -> NDArray[np.int64]:
 
 def _quantile_grid(scored: Scored, source: Source, column: Column) -> str:
     count = max(1, min(AT_EACH, len(column.values) // len(QUANTILES)))
-    groups = [places_at(column, share, count) for share in QUANTILES]
+    order = in_order(column)
+    groups = [around(order, share, count) for share in QUANTILES]
     rows = column.rows[np.concatenate(groups)]
     examples = source.load(scored.uids(rows), scored.stems(rows))
     items = []
@@ -169,9 +176,10 @@ def _quantile_grid(scored: Scored, source: Source, column: Column) -> str:
     return f'{note}<ol class="quantiles">{"".join(items)}</ol>'
 
 
-def _distribution(scored: Scored, source: Source, column: Column, cuts: list[Cut]) -> str:
-    """Legend and histogram: all pairs, or two outlines, each in percent of its group, where swaps are known."""
-    values = scored.all_values(column)
+def _distribution(scored: Scored, source: Source, column: Column, values: NDArray[np.float64], cuts: list[Cut]) -> str:
+    """Legend and histogram: all pairs, or two outlines, each in percent of its group, where swaps are known.
+
+    values: of the column over the whole pool."""
     threshold = next((cut.threshold for cut in cuts if cut.threshold is not None), None)
     edges, outside = bins(values, threshold)
     beyond = f" {outside:,} pairs lie beyond this range." if outside else ""

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from rebus.fingerprint import (
     Manifest,
     discard,
     fingerprint,
-    is_begun,
     is_current,
     prepare_out,
     read_manifest,
@@ -45,13 +45,16 @@ SHARDS_AT_ONCE = 8  # what a worker among several reads ahead over: no pause bet
 
 
 def run(recipe: ScoreRecipe) -> Path:
-    """Scores the shards of `recipe.shards` into `recipe.out` and prints what the scores look like."""
+    """Scores the shards of `recipe.shards` into `recipe.out` and prints what the scores look like.
+
+    The folder is the scores of these shards, whichever scorers have seen them: another one changes no fingerprint but
+    its own (scorer.json), so what was selected by the first stays valid.
+    """
     chosen = [open_named(name, entry) for name, entry in recipe.scorers.items()]
     shards = list_shards(recipe.shards)
     base = Manifest("scores", {"format": FORMAT}, {"shards": read_manifest(recipe.shards, "shards").fingerprint})
     made_by = {scorer.name: scorer.made_by() for scorer in chosen}
-    whole = _with_others(recipe.out, base, made_by, shards)
-    if is_current(recipe.out, whole):
+    if is_current(recipe.out, base) and all(_is_finished(recipe.out, name, made_by[name]) for name in made_by):
         say(f"{recipe.out} is up to date")
         return recipe.out
     prepare_out(recipe.out, base)
@@ -67,31 +70,35 @@ def run(recipe: ScoreRecipe) -> Path:
     num_scored = sum(pq.read_metadata(table_path(recipe.out, chosen[0].name, shard)).num_rows for shard in shards)
     _stop_if_too_many_bad(recipe, damages, num_scored)
     dump_recipe(recipe, recipe.out / "recipe.yaml")
-    facts = {"num_scored": num_scored, "num_damaged": len(damages), "scorers": list(whole.made_by["scorers"])}
-    write_manifest(recipe.out, Manifest(whole.kind, whole.made_by, whole.inputs, facts))
+    names = sorted({*made_by, *_finished_before(recipe.out, shards)})
+    facts = {"num_scored": num_scored, "num_damaged": len(damages), "scorers": names}
+    write_manifest(recipe.out, replace(base, facts=facts))
     _close(recipe, chosen, shards, scored, time.monotonic() - started, (num_scored, len(damages)))
     return recipe.out
 
 
-def _with_others(out: Path, base: Manifest, made_by: dict[str, Any], shards: list[Path]) -> Manifest:
-    """The manifest to come: these scorers, and those that earlier runs over the same shards finished."""
-    others = {}
-    if is_begun(out, base):
-        for path in sorted(out.glob(f"*/{SCORER}")):
-            name = path.parent.name
-            if name not in made_by and all(table_path(out, name, shard).is_file() for shard in shards):
-                others[name] = json.loads(path.read_text())["made_by"]
-    scorers = dict(sorted((others | made_by).items()))
-    return Manifest(base.kind, {**base.made_by, "scorers": scorers}, base.inputs)
+def _is_finished(out: Path, name: str, made_by: dict[str, Any]) -> bool:
+    """Whether a finished scores folder holds the tables of this very scorer."""
+    return name in read_manifest(out, "scores").facts["scorers"] and _is_made_by(out / name, made_by)
+
+
+def _is_made_by(folder: Path, made_by: dict[str, Any]) -> bool:
+    path = folder / SCORER
+    return path.is_file() and json.loads(path.read_text())["fingerprint"] == fingerprint(made_by)
 
 
 def _prepare_scorer(folder: Path, made_by: dict[str, Any]) -> None:
     """Tables that other options or weights made give way; those of an interrupted run stay."""
-    path, wanted = folder / SCORER, fingerprint(made_by)
-    if path.is_file() and json.loads(path.read_text())["fingerprint"] == wanted:
-        return
-    discard(folder)
-    write_atomically(path, json.dumps({"fingerprint": wanted, "made_by": made_by}, indent=2) + "\n")
+    if not _is_made_by(folder, made_by):
+        discard(folder)
+        body = {"fingerprint": fingerprint(made_by), "made_by": made_by}
+        write_atomically(folder / SCORER, json.dumps(body, indent=2) + "\n")
+
+
+def _finished_before(out: Path, shards: list[Path]) -> list[str]:
+    """Scorers of earlier runs over the same shards whose tables are whole."""
+    names = [path.parent.name for path in out.glob(f"*/{SCORER}")]
+    return [name for name in names if all(table_path(out, name, shard).is_file() for shard in shards)]
 
 
 def _measure_shards(recipe: ScoreRecipe, chosen: list[Scorer], shards: list[Path]) -> list[Scored]:

@@ -26,8 +26,9 @@ from rebus.fingerprint import (
     write_manifest,
 )
 from rebus.log import say, show_table
+from rebus.scores.tables import QUARANTINE, SCORER
 from rebus.selection.config import SelectionRecipe
-from rebus.selection.pool import Pool, load_pool
+from rebus.selection.pool import Pool, find_column, load_pool
 from rebus.selection.read import SELECTION_FILE
 from rebus.selection.rules import OpenRule
 from rebus.selection.sift import Sifted, inputs_of, sift
@@ -87,7 +88,20 @@ def _manifest(recipe: SelectionRecipe, opened: list[OpenRule]) -> Manifest:
         remedy = f"Score {recipe.shards} with `rebus score`, or select from the shards that were scored."
         refuse_stranger(recipe.scores, {"shards": inputs["shards"]}, scores.inputs, remedy)
         inputs["scores"] = scores.fingerprint
+        inputs |= _scorers_read(recipe.scores, list_shards(recipe.shards), opened)
     return Manifest("selection", {"rules": [rule.made_by for rule in opened]}, inputs | inputs_of(opened))
+
+
+def _scorers_read(scores: Path, tars: list[Path], opened: list[OpenRule]) -> dict[str, str]:
+    """What made the tables that the rules read, and whether pictures were decoded; other scorers do not matter."""
+    columns = [find_column(scores, tars, name)[0] for name in _names(opened, "columns")]
+    vectors = [find_column(scores, tars, name, ".vectors")[0] for name in _names(opened, "vectors")]
+    found = {"scores.decoded": str((scores / QUARANTINE).is_dir())}
+    for scorer in sorted({*columns, *vectors} - {""}):
+        path = scores / scorer / SCORER
+        if path.is_file():
+            found[f"scores.{scorer}"] = json.loads(path.read_text())["fingerprint"]
+    return found
 
 
 def _write(recipe: SelectionRecipe, pool: Pool, sifted: Sifted) -> None:

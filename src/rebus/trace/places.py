@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from rebus.engine import list_shards
 from rebus.errors import DataError, RebusError
@@ -64,6 +65,8 @@ def find_named(ways: Ways, name: str) -> Named:
                 _look(artifact, shard, name, wanted, hits)
         except RebusError as error:
             hits.unread.append(f"{artifact.folder}: {error}")
+    if UID.fullmatch(wanted) and not hits.begun:
+        hits.damages += [failed for artifact in folders for failed in _not_downloaded(artifact, wanted)]
     about = tuple(hits.damages), tuple(hits.unread)
     if UID.fullmatch(wanted):
         return Named(wanted, tuple(hits.begun), *about)
@@ -92,6 +95,17 @@ def _look(artifact: Artifact, shard: Path, name: str, wanted: str, hits: _Hits) 
     if UID.fullmatch(wanted) or BEGINNING.fullmatch(wanted):
         hits.begun += places(pc.starts_with(uids, wanted))
     hits.damages += [(shard, damage) for damage in read_quarantine(shard) if damage.key == name]
+
+
+def _not_downloaded(artifact: Artifact, uid: str) -> list[tuple[Path, Damage]]:
+    """What became of a row that no picture came of: a download's tables keep its uid, the index has none."""
+    found = []
+    for rows in sorted(artifact.folder.glob("*.parquet")) if artifact.manifest.made_by.get("source") == "urls" else []:
+        shard = rows.with_suffix(".tar")
+        if shard.is_file() and "uid" in pq.read_schema(rows).names:
+            keys = pq.read_table(rows, columns=["key"], filters=pc.field("uid") == uid)["key"].to_pylist()
+            found += [(shard, damage) for damage in read_quarantine(shard) if damage.key in keys]
+    return found
 
 
 def _ambiguous(name: str, places: list[Place]) -> DataError:

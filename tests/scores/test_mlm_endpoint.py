@@ -195,6 +195,13 @@ def test_nothing_but_failures_stops_with_their_table(tmp_path):
             run(options, [sample(f"caption {n}") for n in range(60)])
 
 
+def test_an_address_where_nobody_listens_stops_the_run_even_of_a_few_samples(tmp_path):
+    with serving(StandIn()) as server:
+        url = server.url
+    with pytest.raises(ConfigError, match=r"nobody listens at http.*/chat/completions, asked 3 times"):
+        run(options_for(tmp_path, url), [sample("a dog")])
+
+
 def test_one_answer_among_failures_goes_on():
     tally = Tally("judge", stop_after=3, num_answered=1)
     for _ in range(10):

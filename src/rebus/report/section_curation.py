@@ -19,28 +19,32 @@ from rebus.report.strips import SMALL, Source, cell, source_of, strip
 
 AT_BOUNDARY = 6  # pairs on each side of a rule
 NUM_TWINS = 8  # near-duplicates shown of each rule
+MAX_LOOKS = 6  # rules over duplicates of a selection
+MAX_RULES = 24  # shown in pictures over all selections: 12 pictures each, about 50 kB of photos
 
 
 def boundary_pictures(way: Way, selection: Artifact) -> str:
     """For each rule that dropped something, pairs of both sides: the nearest to where it turns."""
     source = source_of(way, selection)
     found = [(name, one) for name, one in examples_of(selection).items() if one["dropped"]]
-    rules = "".join(_two_sides(source, name, one) for name, one in found)
+    limit = max(2, MAX_RULES // max(len(way.of_kind("selection")), 1))
+    rules = "".join(_two_sides(source, name, one) for name, one in found[:limit])
     if not rules:
         return ""
-    return f"<details open><summary>Either side of each rule, in pictures</summary>{rules}</details>"
+    words = f"the first {limit} of {len(found)} rules" if len(found) > limit else "each rule"
+    return f"<details open><summary>Either side of {words}, in pictures</summary>{rules}</details>"
 
 
 def _two_sides(source: Source, name: str, example: dict[str, Any]) -> str:
-    sides = "".join(_side(source, example[side], words) for side, words in (("kept", "kept"), ("dropped", "dropped")))
+    sides = "".join(_side(source, example[side], side) for side in ("kept", "dropped"))
     return f'<figure class="sides"><figcaption>{escape(name)}</figcaption>{sides}</figure>'
 
 
 def _side(source: Source, pairs: list[dict[str, Any]], words: str) -> str:
-    """The nearest stand in the middle of the figure: kept ones from far to near, dropped ones from near to far."""
+    """A rule that compares no numbers turns nowhere: its samples are a draw."""
     shown = pairs[:AT_BOUNDARY]
-    has_values = any(pair["value"] is not None for pair in shown)
-    title = f"{words}, nearest to where the rule turns" if has_values else f"{words}, drawn by uid"
+    has_numbers = any(isinstance(pair["value"], (int, float)) for pair in shown)
+    title = f"{words}, nearest to where the rule turns" if has_numbers else f"{words}, drawn by uid"
     labels = [_value(pair["value"]) for pair in shown]
     stems = {Path(pair["shard"]).stem for pair in shown}
     if not shown:
@@ -64,10 +68,11 @@ def twins_section(way: Way) -> str:
 
 def _twins_of(way: Way, selection: Artifact, named: bool) -> str:
     table = pq.read_table(selection.folder / "pairs.parquet")
-    title = f"<h3>{escape(selection.name)}</h3>" if named else ""
     rules = pc.unique(table["rule"]).to_pylist()
-    parts = [_twins(way, selection, name, table.filter(pc.equal(table["rule"], name))) for name in rules]
-    return title + "".join(parts)
+    parts = [_twins(way, selection, name, table.filter(pc.equal(table["rule"], name))) for name in rules[:MAX_LOOKS]]
+    if len(rules) > MAX_LOOKS:
+        parts.append(f'<p class="note">The first {MAX_LOOKS} of {len(rules)} rules.</p>')
+    return (f"<h3>{escape(selection.name)}</h3>" if named and parts else "") + "".join(parts)
 
 
 def _twins(way: Way, selection: Artifact, name: str, pairs: pa.Table) -> str:
@@ -81,7 +86,7 @@ def _twins(way: Way, selection: Artifact, name: str, pairs: pa.Table) -> str:
     cards = "".join(_card(source, rule, examples, row) for row in rows)
     is_eval = rule.get("rule") == "unseen"
     what = "have a picture that is in an evaluation set" if is_eval else "were dropped for another that stays"
-    note = f"{len(pairs):,} pairs {what}; shown from the nearest to the farthest." if len(pairs) else ""
+    note = f"{len(pairs):,} pairs {what}; shown from the nearest to the farthest."
     return (
         f'<figure><figcaption>{escape(name)}</figcaption><p class="note">{note}</p>'
         f'<ul class="twins">{cards}</ul>{_distances(rule, pairs)}</figure>'

@@ -19,8 +19,9 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 AT_EACH = 4  # pairs at a quantile of a column that a rule used
 SHORT = (0.05, 0.25, 0.5, 0.75, 0.95)
 NUM_BINS = 32
-MAX_GRIDS = 10  # columns drawn with 28 pairs each, about 90 kB; the others have 5
+MAX_GRIDS = 10  # columns drawn with 28 pairs each, about 100 kB of photos; the others have 5
 MAX_WORDS = 12
+FEW_WORDS = 3  # of a column in which hardly anything comes twice, such as a model's answers
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,15 @@ class Cut:
 
 
 def scores_section(way: Way, pools: list[Scored]) -> str:
-    return "".join(_scores(way, scored, len(pools) > 1) for scored in pools)
+    max_grids = max(2, MAX_GRIDS // max(len(pools), 1))
+    return "".join(_scores(way, scored, max_grids, len(pools) > 1) for scored in pools)
 
 
-def _scores(way: Way, scored: Scored, named: bool) -> str:
+def _scores(way: Way, scored: Scored, max_grids: int, named: bool) -> str:
     """Columns that a rule used, and one of every scorer, first and open; the others folded away."""
     source, cuts = source_of(way, scored.scores), _cuts(way, scored)
     shown = [column for column in scored.numbers if not column.is_constant or cuts.get(column.title)]
-    open_ones = {c.title for c in [*(c for c in shown if cuts.get(c.title)), *representatives(scored)][:MAX_GRIDS]}
+    open_ones = {c.title for c in [*(c for c in shown if cuts.get(c.title)), *representatives(scored)][:max_grids]}
     broad = [_broad_figure(scored, source, c, cuts.get(c.title, [])) for c in shown if c.title in open_ones]
     rest = [_small_figure(scored, source, c) for c in shown if c.title not in open_ones]
     body = (f"<h3>{escape(scored.scores.name)}</h3>" if named else "") + (
@@ -158,7 +160,7 @@ def around(order: NDArray[np.int64], share: float, count: int) -> NDArray[np.int
     count = min(count, len(order))
     middle = round(share * (len(order) - 1))
     start = min(max(middle - (count - 1) // 2, 0), len(order) - count)
-    return order[start : start + count]
+    return order[start + 1 : start + count + 1]
 
 
 def _quantile_grid(scored: Scored, source: Source, column: Column) -> str:
@@ -258,9 +260,10 @@ def _word_bars(scored: Scored, title: str, cuts: list[Cut]) -> str:
     counts = pc.value_counts(values.combine_chunks()).to_pylist()
     counts.sort(key=lambda one: (-one["counts"], str(one["values"])))
     notes = "".join(f'<p class="note">rule <b>{escape(c.rule)}</b>: {escape(c.words)}</p>' for c in cuts)
-    rows = "".join(_word_bar(one["values"], one["counts"], len(values)) for one in counts[:MAX_WORDS])
-    others = sum(one["counts"] for one in counts[MAX_WORDS:])
-    note = f'<p class="note">{len(counts) - MAX_WORDS:,} other values: {others:,} pairs.</p>' if others else ""
+    shown = MAX_WORDS if 2 * len(counts) <= len(values) + MAX_WORDS else FEW_WORDS
+    rows = "".join(_word_bar(one["values"], one["counts"], len(values)) for one in counts[:shown])
+    others = sum(one["counts"] for one in counts[shown:])
+    note = f'<p class="note">{len(counts) - shown:,} other values: {others:,} pairs.</p>' if others else ""
     table = f'<table class="bars words"><tbody>{rows}</tbody></table>'
     return f"<figure><figcaption>{escape(title)}</figcaption>{notes}{table}{note}</figure>"
 

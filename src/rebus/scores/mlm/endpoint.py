@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import httpx
 
 NO_PICTURE = "no picture"
+NOBODY = "connection: ConnectError"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,11 @@ class Endpoint:
                         "it tells no probabilities of tokens: the expectation stays empty, the hard score stands alone"
                     )
                 return answer
+        if reason == NOBODY and not self.tally.num_answered:
+            raise ConfigError(
+                f"nobody listens at {self.url}, asked {self.config.tries} times. Start the server, or correct "
+                "`endpoint.url`, and run again; answers that came are kept."
+            )
         self.tally.fail(reason)
         return Answer(None, failure=reason)
 

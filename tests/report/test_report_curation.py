@@ -21,6 +21,7 @@ from rebus.report.gather import find_way
 from rebus.report.page import MISSING
 from rebus.report.rule_words import columns_of, words_of
 from rebus.report.score_sample import Column, read_scored
+from rebus.report.section_curation import NUM_TWINS, from_near_to_far
 from rebus.report.section_scores import around, in_order
 from rebus.selection.config import SelectionRecipe
 from rebus.selection.run import run as select
@@ -141,6 +142,16 @@ def test_near_duplicates_stand_side_by_side(curation: Path):
     seen = html.split("<figcaption>unseen</figcaption>")[1].split("</figure>")[0]
     assert "bench/seen.png" in seen
     assert seen.count('<img src="data:image/webp') == 2, "the pair's picture and the benchmark's"
+
+
+def test_twins_are_shown_from_near_to_far():
+    distances = np.random.default_rng(0).permutation(50).astype(np.float32)
+    pairs = pa.table({"dropped": [f"{n:032x}" for n in range(50)], "distance": distances})
+    shown = from_near_to_far(pairs)["distance"].to_pylist()
+    assert shown == sorted(shown)
+    assert (len(shown), shown[0], shown[-1]) == (NUM_TWINS, 0, 49)
+    tied = from_near_to_far(pairs.slice(0, 5).set_column(1, "distance", pa.array([1.0] * 5)))
+    assert tied["dropped"].to_pylist() == [f"{n:032x}" for n in range(5)]
 
 
 def test_rules_are_compared_over_the_whole_pool(curation: Path):
@@ -264,6 +275,11 @@ def test_rules_in_words():
     rule = {"name": "r", "rule": "where", "where": {"all": [inner, {"test": {"column": "z", "max_quantile": 0.9}}]}}
     assert words_of(rule) == "(a.x at least 2 or not b.y is empty) and z at most its 90% quantile"
     assert columns_of(rule) == {"a.x", "b.y", "z"}
+    known = {"name": "k", "rule": "baseline", "baseline": "semantic_understanding", "threshold": 85.0, "hygiene": True}
+    assert words_of(known) == "baseline semantic_understanding, threshold 85.0"
+    assert words_of(known | {"threshold": 1.0}).endswith("threshold 1.0")
+    assert columns_of(known) == {"mlm_filter.semantic_understanding_hard"}
+    assert columns_of({"name": "n", "rule": "column", "column": "x", "between": 3}) == set(), "of another version"
     twins = {"name": "t", "rule": "duplicates", "by": "perceptual", "distance": 4, "prefer": "width"}
     assert "perceptual, at most 4 bits apart" in words_of(twins)
     assert columns_of(twins) == set()

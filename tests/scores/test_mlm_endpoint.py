@@ -191,7 +191,7 @@ def test_nothing_but_failures_stops_with_their_table(tmp_path):
     script = lambda caption, before: raw(500) if caption.endswith("1") else raw(503)  # noqa: E731
     with serving(StandIn(script)) as server:
         options = options_for(tmp_path, server.url, tries=1, stop_after=20)
-        with pytest.raises(DataError, match=r"first 20 questions(?s:.)*HTTP 503(?s:.)*HTTP 500"):
+        with pytest.raises(DataError, match=r"20 questions in a row(?s:.)*HTTP 503(?s:.)*HTTP 500"):
             run(options, [sample(f"caption {n}") for n in range(60)])
 
 
@@ -202,12 +202,16 @@ def test_an_address_where_nobody_listens_stops_the_run_even_of_a_few_samples(tmp
         run(options_for(tmp_path, url), [sample("a dog")])
 
 
-def test_one_answer_among_failures_goes_on():
-    tally = Tally("judge", stop_after=3, num_answered=1)
+def test_one_answer_among_failures_goes_on_and_a_judge_that_dies_later_is_noticed():
+    tally = Tally("judge", stop_after=3)
     for _ in range(10):
         tally.fail("HTTP 500")
-    with pytest.raises(DataError, match="3  HTTP 500"):
-        [Tally.fail(hopeless, "HTTP 500") for hopeless in [Tally("judge", stop_after=3)] * 3]
+        tally.fail("HTTP 500")
+        tally.answer()
+    tally.fail("HTTP 503")
+    tally.fail("HTTP 503")
+    with pytest.raises(DataError, match=r"3 questions in a row(?s:.)*20  HTTP 500\n +3  HTTP 503"):
+        tally.fail("HTTP 503")
 
 
 def test_no_more_requests_at_once_than_allowed(tmp_path):

@@ -10,7 +10,7 @@ from rebus.engine import list_shards
 from rebus.errors import RebusError
 from rebus.log import say
 from rebus.report.gather import Artifact
-from rebus.report.rule_words import Rule, columns_of
+from rebus.report.rule_words import Rule, columns_of, options_of
 from rebus.report.score_sample import Column
 from rebus.selection.pool import load_pool
 from rebus.selection.rules import OpenRule, open_rule
@@ -97,20 +97,16 @@ def _opened(selections: Sequence[Artifact]) -> list[OpenRule]:
             if rule.get("rule", "column") not in ALONE:
                 continue
             name = rule["name"]
-            if name in found and _options(found[name]) != _options(rule):
+            if name in found and options_of(found[name]) != options_of(rule):
                 name = f"{name} ({selection.name})"
             found.setdefault(name, rule)
     opened = []
     for name, rule in found.items():
         try:
-            opened.append(open_rule(name, rule.get("rule", "column"), _options(rule)))
+            opened.append(open_rule(name, rule.get("rule", "column"), options_of(rule)))
         except RebusError as error:
             say(f"rule '{name}' is not compared: {error}")
     return opened
-
-
-def _options(rule: Rule) -> Rule:
-    return {name: value for name, value in rule.items() if name not in ("name", "rule")}
 
 
 def _asked(rule: OpenRule, view: View) -> NDArray[np.bool_] | None:

@@ -50,7 +50,7 @@ def build_page(way: Way, results: dict[str, Any]) -> str:
         (
             "scores",
             "How the pool scores",
-            "Pairs stand beside each figure, with their score above their caption.",
+            "Pairs stand by each figure, with their score above their caption.",
             scores_section(way, pools),
         ),
         ("agreement", "How far scorers agree", "", agreement_section(way, pools)),

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from rebus.errors import RebusError
 from rebus.report.figures import number
+from rebus.selection.pool import INDEX_COLUMNS
+from rebus.selection.rules import open_rule
 
 Rule = dict[str, Any]
+OF_COLUMNS = ("column", "where", "baseline")
 IN_WORDS = {"equals": "is", "not_equals": "is not", "one_of": "is one of"}
 LOOKS = {
     "exact": "keeps one of pictures with the same bytes",
@@ -25,7 +29,8 @@ def words_of(rule: Rule) -> str:
         return (
             f"drops pictures that are in {', '.join(map(str, rule['evals']))} ({rule.get('by', '')}{_nearness(rule)})"
         )
-    given = [f"{name} {value}" for name, value in rule.items() if name not in ("name", "rule", kind)]
+    options = {name: value for name, value in options_of(rule).items() if name != kind}
+    given = [f"{name} {value}" for name, value in options.items() if value is not True and value not in ({}, [])]
     return ", ".join([f"{kind} {rule.get(kind, '')}".strip(), *given])
 
 
@@ -78,11 +83,18 @@ def _nearness(rule: Rule) -> str:
     return f", at most {rule['distance']} bits apart" if rule.get("by") == "perceptual" and "distance" in rule else ""
 
 
-def columns_of(rule: Any) -> set[str]:
-    """Every column that a rule of bounds, shares or words names, within its conditions too."""
-    if isinstance(rule, list):
-        return {name for part in rule for name in columns_of(part)}
-    if not isinstance(rule, dict) or rule.get("rule", "column") not in ("column", "where"):
+def columns_of(rule: Rule) -> set[str]:
+    """The columns that a rule of bounds, shares or words compares, as it names them; those of the index left out.
+    Empty for other rules, and for one that this version does not understand."""
+    kind = rule.get("rule", "column")
+    if kind not in OF_COLUMNS:
         return set()
-    own = {rule["column"]} if isinstance(rule.get("column"), str) else set()
-    return own.union(*(columns_of(part) for part in rule.values() if isinstance(part, (dict, list))))
+    try:
+        opened = open_rule(rule["name"], kind, options_of(rule))
+    except RebusError:
+        return set()
+    return set(opened.module.columns(opened.options)) - set(INDEX_COLUMNS)
+
+
+def options_of(rule: Rule) -> Rule:
+    return {name: value for name, value in rule.items() if name not in ("name", "rule")}

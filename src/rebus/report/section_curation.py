@@ -78,7 +78,7 @@ def _twins_of(way: Way, selection: Artifact, named: bool) -> str:
 def _twins(way: Way, selection: Artifact, name: str, pairs: pa.Table) -> str:
     source = source_of(way, selection)
     rule: dict[str, Any] = next((one for one in selection.manifest.made_by.get("rules", []) if one["name"] == name), {})
-    shown = _from_near_to_far(pairs)
+    shown = from_near_to_far(pairs)
     rows = [row for row in shown.to_pylist() if row["dropped"]]
     uids = [uid for row in rows for uid in (row["dropped"], row["kept"]) if uid]
     stems = {Path(row[f"{side}_shard"]).stem for row in rows for side in ("dropped", "kept") if row[side]}
@@ -93,7 +93,7 @@ def _twins(way: Way, selection: Artifact, name: str, pairs: pa.Table) -> str:
     )
 
 
-def _from_near_to_far(pairs: pa.Table) -> pa.Table:
+def from_near_to_far(pairs: pa.Table) -> pa.Table:
     """A few rows at even places of their order by distance, among equal ones by uid."""
     order = pc.sort_indices(pairs, [("distance", "ascending"), ("dropped", "ascending")]).to_numpy()
     return pairs.take(pa.array(evenly(order, NUM_TWINS), pa.int64()))

@@ -91,15 +91,15 @@ def _cuts(way: Way, scored: Scored) -> dict[str, list[Cut]]:
 
 def _cut(selection: Artifact, rule: Rule, scored: Scored, title: str, fate: NDArray[np.object_]) -> Cut:
     threshold = _threshold(selection, rule, scored, title, fate)
-    return Cut(rule["name"], words_of(rule), threshold, fate == rule["name"], "column" in rule)
+    return Cut(rule["name"], words_of(rule), threshold, fate == rule["name"], len(columns_of(rule)) == 1)
 
 
 def _threshold(selection: Artifact, rule: Rule, scored: Scored, title: str, fate: NDArray[np.object_]) -> float | None:
     """A bound as it stands in the recipe; for a share, the lowest value that passed."""
-    for bound in ("min", "max"):
+    for bound in ("min", "max", "threshold"):
         if rule.get(bound) is not None:
             return float(rule[bound])
-    shares = ("keep_fraction", "drop_fraction", "min_quantile")
+    shares = ("keep_fraction", "drop_fraction", "min_quantile", "fraction")
     if rule.get("within") or all(rule.get(share) is None for share in shares):
         return None
     nearest = examples_of(selection).get(rule["name"], {}).get("kept", [])
@@ -160,7 +160,7 @@ def around(order: NDArray[np.int64], share: float, count: int) -> NDArray[np.int
     count = min(count, len(order))
     middle = round(share * (len(order) - 1))
     start = min(max(middle - (count - 1) // 2, 0), len(order) - count)
-    return order[start + 1 : start + count + 1]
+    return order[start : start + count]
 
 
 def _quantile_grid(scored: Scored, source: Source, column: Column) -> str:

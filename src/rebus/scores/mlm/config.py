@@ -22,7 +22,7 @@ class EndpointConfig(Config):
     environment variable that holds the key. extra: more fields of the request's body; null takes one of ours away.
 
     concurrency: requests on their way at once. tries: of each request, `backoff_s` and then twice as long each time
-    between them. stop_after: answers at the start that may all fail before the run stops.
+    between them. stop_after: failures in a row that end the run.
     """
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^?#]+$")]

@@ -111,7 +111,7 @@ class Endpoint:
                 break
             else:
                 cache.keep(question.key, answer)
-                self.tally.num_answered += 1
+                self.tally.answer()
                 if answer.tree is None:
                     self.tally.tell_once(
                         "it tells no probabilities of tokens: the expectation stays empty, the hard score stands alone"

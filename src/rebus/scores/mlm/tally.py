@@ -10,7 +10,7 @@ from rebus.log import printable, say
 
 @dataclass
 class Tally:
-    """Counts of one process. stop_after: so many failures, and no answer yet, end the run."""
+    """Counts of one process. stop_after: so many failures in a row end the run."""
 
     name: str
     stop_after: int
@@ -19,16 +19,22 @@ class Tally:
     num_cached: int = 0
     num_answered: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    num_in_a_row: int = 0
     _told: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def answer(self) -> None:
+        self.num_answered += 1
+        self.num_in_a_row = 0
+
     def fail(self, reason: str) -> None:
-        """Raises: DataError with the table of reasons where nothing but failures came."""
+        """Raises: DataError with the table of reasons where nothing but failures comes any more."""
         self.failures[reason] += 1
-        if self.num_answered + self.num_cached == 0 and self.failures.total() >= self.stop_after:
+        self.num_in_a_row += 1
+        if self.num_in_a_row >= self.stop_after:
             raise DataError(
-                f"{self.name}: none of the first {self.failures.total():,} questions was answered:\n{self.table()}\n"
-                "Put that right and run again; answers that came are kept."
+                f"{self.name}: {self.num_in_a_row:,} questions in a row were not answered:\n{self.table()}\n"
+                "Put that right and run again, or raise stop_after; answers that came are kept."
             )
 
     def table(self) -> str:

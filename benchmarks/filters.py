@@ -53,7 +53,8 @@ def judge_pool(seed: int, work: Path) -> dict[str, Any]:
     rebus("select", RECIPES / "quickstart/trust.yaml", *both, f"out={folder / 'trusted'}")
     rebus("shards", RECIPES / "quickstart/heldout.yaml", f"out={folder / 'heldout'}")
     heldout = folder / "heldout"
-    pairs = [f"trusted.shards={pool}", f"trusted.selection={folder / 'trusted'}", f"heldout.shards={heldout}"]
+    seen = f"feature_cache={work / 'features'}"
+    pairs = [seen, f"trusted.shards={pool}", f"trusted.selection={folder / 'trusted'}", f"heldout.shards={heldout}"]
     rebus("train", RECIPES / "filter/quickstart.yaml", f"out={folder / 'filter'}", *pairs)
     model = f"scorers.filter.model={folder / 'filter'}"
     rebus("score", RECIPES / "quickstart/score_filter.yaml", f"shards={pool}", f"out={scores}", model)

@@ -37,9 +37,13 @@ class Pair:
     def key(self) -> str:
         return f"{self.shard.name}/{self.place['key']}"
 
+    def image_bytes(self) -> bytes:
+        """The first picture as it lies in the shard."""
+        return read_sample(self.shard, self.place, self.link).images[0].data or b""
+
     def picture(self) -> Any:
         """The first picture, RGB. Raises: ValueError where it cannot be decoded."""
-        return decode_image(read_sample(self.shard, self.place, self.link).images[0].data or b"")
+        return decode_image(self.image_bytes())
 
 
 def read_pairs(config: PairsConfig, recipe: FilterRecipe) -> list[Pair]:

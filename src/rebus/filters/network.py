@@ -13,6 +13,9 @@ from rebus.filters.config import FilterRecipe
 from rebus.filters.data import Pair, squares
 from rebus.filters.side import Side, kept_features, together
 from rebus.fingerprint import fingerprint
+from rebus.pictures.prepare import prepare_image
+from rebus.towers.cache import FeatureCache, encode_cached
+from rebus.towers.config import TowerConfig, tower_fingerprint
 from rebus.towers.dual import DualEncoder
 
 if TYPE_CHECKING:
@@ -77,13 +80,17 @@ def _side(recipe: FilterRecipe, encoder: DualEncoder, name: str, items: list[Any
     import torch
 
     encoder.model.vision_model.to(memory_format=torch.channels_last)  # Lite0 on a CPU: twice as fast
-    encode = _encode_pictures(encoder) if name == "vision" else _encode_texts(encoder)
+    encode, size = _encode_texts(encoder), together(encoder.device)
+    if name == "vision":
+        is_lite0 = recipe.vision is not None and recipe.vision.kind == "efficientnet_lite0"
+        folds = is_lite0 and recipe.vision_lr is None
+        encode, size = (_encode_lite0(recipe), len(items)) if folds else (_encode_pictures(encoder), size)
     projection = getattr(encoder.model, "visual_projection" if name == "vision" else "text_projection", None)
     weight = None if projection is None else torch.nn.Parameter(projection.weight.detach().clone())
     if (recipe.vision_lr if name == "vision" else recipe.text_lr) is not None:
         tower = getattr(encoder.model, f"{name}_model").requires_grad_(True)
         return Side(lambda rows: encode([items[row] for row in rows]), tower, weight)
-    features = kept_features(encode, items, folder, f"the {name} tower looks once", together(encoder.device))
+    features = kept_features(encode, items, folder, f"the {name} tower looks once", size)
     features = features.to(encoder.device)
     side = Side(lambda rows: features[torch.from_numpy(rows).to(features.device)], None, weight, recipe.heads.dropout)
     if recipe.start is None:
@@ -97,6 +104,28 @@ def _encode_pictures(encoder: DualEncoder) -> Any:
     def encode(pairs: list[Pair]) -> torch.Tensor:
         pixels = encoder.normalised(torch.from_numpy(squares(pairs, encoder.image_rule)))
         return encoder.model.vision_model(pixel_values=pixels).pooler_output.flatten(1)
+
+    return encode
+
+
+def _encode_lite0(recipe: FilterRecipe) -> Any:
+    """Pooled features of the folded Lite0: three times as fast as the network that is saved, 1e-5 from it, and of the
+    cache that other stages fill, so that pictures which scoring has seen are not looked at again."""
+    import torch
+
+    from rebus.towers.build import build_tower
+
+    vision, _, image = recipe.towers_and_image()
+    config = TowerConfig(kind="efficientnet_lite0", weights=vision.weights, image_size=image.size)
+    tower = build_tower(config)
+    folder = recipe.feature_cache
+    cache = FeatureCache(folder, tower_fingerprint(config), image.fingerprint) if folder is not None else None
+
+    def encode(pairs: list[Pair]) -> torch.Tensor:
+        features = encode_cached(
+            tower, cache, [pair.image_bytes() for pair in pairs], lambda data: prepare_image(data, image)
+        )
+        return torch.from_numpy(features.mean(axis=1))
 
     return encode
 

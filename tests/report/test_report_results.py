@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rebus.errors import DataError
+from rebus.fingerprint import MANIFEST, Manifest, write_manifest
 from rebus.report import run
 from rebus.report.gather import find_way
 from rebus.report.results import checkpoint_of, evenly, gather_results, headline_eval
@@ -110,3 +111,15 @@ def test_unfinished_artifacts_are_left_out(way_folder: Path):
 def test_evenly_takes_both_ends():
     assert evenly(range(11), 3) == [0, 5, 10]
     assert evenly([1, 2], 3) == [1, 2]
+
+
+def test_what_only_a_filter_network_was_trained_on_is_not_the_selection_of_the_run(way_folder: Path):
+    before = gather_results(find_way(way_folder))
+    shutil.copytree(way_folder / "z_kept", way_folder / "zz_trusted")
+    body = json.loads((way_folder / "zz_trusted" / MANIFEST).read_text())
+    trusted = Manifest("selection", {"rules": ["another"]}, body["inputs"], {"num_kept": 1, "num_dropped": 39})
+    write_manifest(way_folder / "zz_trusted", trusted)
+    (way_folder / "filter").mkdir()
+    inputs = {"trusted.selection": trusted.fingerprint}
+    write_manifest(way_folder / "filter", Manifest("weights", {"kind": "dual_encoder"}, inputs))
+    assert gather_results(find_way(way_folder)) == before

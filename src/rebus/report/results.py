@@ -73,9 +73,9 @@ def _planted_results(way: Way, shards: Artifact, planted: Planted) -> dict[str, 
         "damaged_planted": len(planted.damaged),
         "damaged_found": len(planted.damaged.keys() & found),
     }
-    selections = way.standing_on("selection", shards)
-    if selections:
-        kept = kept_uids(selections[-1])
+    selection = headline_selection(way, way.standing_on("selection", shards))
+    if selection is not None:
+        kept = kept_uids(selection)
         clean = clean_uids(shards, planted)
         results["swaps_removed"] = _share(len(planted.swapped - kept), len(planted.swapped))
         results["clean_removed"] = _share(len(clean - kept), len(clean))
@@ -108,14 +108,23 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
+def headline_selection(way: Way, selections: Sequence[Artifact]) -> Artifact | None:
+    """The selection that a plan or other shards were made of, else one that no filter network was trained on; of
+    several the last."""
+
+    def read_by(*kinds: str) -> set[str]:
+        return {fp for kind in kinds for one in way.of_kind(kind) for fp in one.manifest.inputs.values()}
+
+    packed, trusted = read_by("plan", "shards"), read_by("weights")
+    ranked = sorted(selections, key=lambda one: (one.fingerprint in packed, one.fingerprint not in trusted))
+    return ranked[-1] if ranked else None
+
+
 def _funnel_results(way: Way) -> dict[str, Any]:
-    """Of the selection that a plan or other shards were made of; of several, or where none was, of the last."""
-    selections = way.of_kind("selection")
-    read = {fingerprint for artifact in way.artifacts for fingerprint in artifact.manifest.inputs.values()}
-    headline = [one for one in selections if one.fingerprint in read] or selections
-    if not headline:
+    selection = headline_selection(way, way.of_kind("selection"))
+    if selection is None:
         return {}
-    facts = headline[-1].manifest.facts
+    facts = selection.manifest.facts
     return {name: facts[name] for name in ("num_kept", "num_dropped") if name in facts}
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from machine import machine
 from rebus.log import show_table
-from rebus.selection.uids import UID, in_one, intersection, minus, union, unique
+from rebus.uids import UID, in_one, intersection, minus, union, unique
 
 OPERATIONS: dict[str, tuple[Callable, Callable]] = {
     "union": (union, operator.or_),

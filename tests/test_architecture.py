@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "rebus"
 
 ABOVE = {"__init__", "cli", "__main__", "report", "trace", "show", "doctor"}
 BELOW = {"clock", "cluster", "config", "engine", "errors", "fingerprint", "log", "mesh", "pictures", "records"}
-BELOW |= {"storage", "towers", "version"}  # frozen encoders: scoring and the model both look through them
+BELOW |= {"storage", "towers", "uids", "version"}  # frozen encoders: scoring and the model both look through them
 STAGES = {
     "shards": set(),
     "scores": {"shards"},

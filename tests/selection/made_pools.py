@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from rebus.selection.pool import Column, Pool
-from rebus.selection.uids import UID
 from rebus.selection.view import View
+from rebus.uids import UID
 
 
 def numbered_uids(values) -> np.ndarray:

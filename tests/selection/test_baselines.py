@@ -15,11 +15,11 @@ from rebus.selection.pool import load_pool
 from rebus.selection.rules import open_rule
 from rebus.selection.rules.baseline import ALIASES, BASELINES
 from rebus.selection.sift import sift
-from rebus.selection.uids import uids_as_strings
 from rebus.selection.view import Kept, View
 from rebus.shards.config import ShardsRecipe
 from rebus.shards.run import run as run_shards
 from rebus.shards.write import write_shard
+from rebus.uids import uids_as_strings
 from tiny_samples import tiny_picture
 
 

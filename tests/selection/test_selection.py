@@ -18,12 +18,12 @@ from rebus.selection.pool import load_pool
 from rebus.selection.read import SELECTION_FILE, kept_rows
 from rebus.selection.rules.column import keep_highest
 from rebus.selection.run import run
-from rebus.selection.uids import uids_as_numbers
 from rebus.selection.view import Kept, View
 from rebus.shards.config import ShardsRecipe
 from rebus.shards.read import read_index
 from rebus.shards.run import run as run_shards
 from rebus.shards.write import write_shard
+from rebus.uids import uids_as_numbers
 from tiny_samples import tiny_picture
 
 SAMPLES_A_SHARD = 5

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_pools import kept_rows_of, make_view, numbered_uids
 
+from rebus import uids as sets
 from rebus.errors import ConfigError, DataError
 from rebus.fingerprint import Manifest, write_manifest
-from rebus.selection import uids as sets
 from rebus.selection.rules import open_rule
 from rebus.selection.uid_files import read_uids
 from rebus.selection.uid_sets import evaluate, explain, parse, run
-from rebus.selection.uids import order_of, places_of, uids_as_numbers, uids_as_strings, unique
+from rebus.uids import order_of, places_of, uids_as_numbers, uids_as_strings, unique
 
 # Few high halves, some that differ in their lowest bits alone: what an order by the upper bits must not trust.
 numbers = st.builds(

@@ -14,8 +14,8 @@ from rebus.report.rule_words import Rule, columns_of, options_of
 from rebus.report.score_sample import Column
 from rebus.selection.pool import load_pool
 from rebus.selection.rules import OpenRule, open_rule
-from rebus.selection.uids import places_of
 from rebus.selection.view import View
+from rebus.uids import places_of
 
 ALONE = ("column", "where", "baseline", "uids")
 """Rules whose answer about a pair can be had without the rules before them."""

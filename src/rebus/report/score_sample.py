@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rebus.report.gather import Artifact, read_json
 from rebus.scores.tables import numbers_of, table_files
-from rebus.selection.uids import places_of, uids_as_numbers
+from rebus.uids import places_of, uids_as_numbers
 
 MAX_ROWS = 200_000  # pairs that ranks, pictures and words are of; a share of 50% is then right to 0.2 points
 SEED = 0

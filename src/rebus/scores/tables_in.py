@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from rebus.errors import DataError, nearest
 from rebus.storage import download, file_version, is_remote, list_versions
+from rebus.uids import uids_as_numbers
 
 FORMATS = (".parquet", ".csv", ".tsv", ".jsonl")
 BATCH_ROWS = 1 << 17
@@ -90,13 +91,13 @@ def read_rows(place: str, wanted: Wanted) -> Rows:
             rows = np.flatnonzero(counts & named)
             kept = batch.take(pa.array(rows))
             columns = {ours: _convert(kept[theirs], how, theirs) for ours, (theirs, how) in wanted.columns.items()}
-            parts.append((uid_numbers(kept[wanted.uid]), rows + num_read, columns))
+            parts.append((uids_as_numbers(kept[wanted.uid]), rows + num_read, columns))
             num_read += len(batch)
             num_apart += int((~counts).sum())
             num_nameless += int((counts & ~named).sum())
     nothing = {ours: _nothing(how) for ours, (_, how) in wanted.columns.items()}
     joined = {ours: join([none, *(part[2][ours] for part in parts)]) for ours, none in nothing.items()}
-    uids = np.concatenate([uid_numbers(pa.array([], pa.string())), *(part[0] for part in parts)])
+    uids = np.concatenate([uids_as_numbers(pa.array([], pa.string())), *(part[0] for part in parts)])
     rows = np.concatenate([np.empty(0, dtype=np.int64), *(part[1] for part in parts)])
     return Rows(uids, rows, joined, num_read, num_apart, num_nameless)
 
@@ -109,18 +110,6 @@ def _nothing(how: How) -> Any:
 def join(pieces: list[Any]) -> Any:
     """One column of several: numpy arrays, or Arrow strings in one piece."""
     return np.concatenate(pieces) if isinstance(pieces[0], np.ndarray) else pa.concat_arrays(pieces)
-
-
-def uid_numbers(uids: pa.Array) -> np.ndarray:
-    """32 hexadecimal digits each -> [n] `<u8,<u8`: the high 64 bits and the low. Raises: DataError."""
-    well = pc.match_substring_regex(uids, "^[0-9a-fA-F]{32}$").to_numpy(zero_copy_only=False)
-    if not well.all():
-        found = uids[int(np.argmin(well))].as_py()
-        raise DataError(f"{found!r} is no uid: 32 hexadecimal digits are wanted, 128 bits. `uid` names the column.")
-    halves = np.frombuffer(bytes.fromhex("".join(uids.to_pylist())), dtype=">u8").reshape(-1, 2)
-    numbers = np.empty(len(uids), dtype=np.dtype("<u8,<u8"))
-    numbers["f0"], numbers["f1"] = halves[:, 0], halves[:, 1]
-    return numbers
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rebus.errors import DataError
-from rebus.scores.tables_in import Rows, join, uid_numbers
+from rebus.scores.tables_in import Rows, join
+from rebus.uids import order_of, uids_as_numbers
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Join:
 
     def find(self, uids: Sequence[str]) -> np.ndarray:
         """[len(uids)] places among the N, -1 where the tables do not name a uid. Each costs log2(N) comparisons."""
-        numbers = uid_numbers(pa.array(uids, pa.string()))
+        numbers = uids_as_numbers(uids)
         high, low = np.ascontiguousarray(numbers["f0"]), numbers["f1"]
         place = np.searchsorted(self.high, high)
         found = np.full(len(uids), -1)
@@ -52,7 +53,7 @@ def join_rows(tables: list[Rows], names: list[str], repeated: Literal["refuse", 
     uids = np.concatenate([table.uids for table in tables])
     if not len(uids):
         raise DataError(f"no row of {names[0]} and what lies beside it counts: none has a uid and passes `only`.")
-    order = np.lexsort((uids["f1"], uids["f0"]))  # stable: equal uids stay in the order of the files
+    order = order_of(uids)  # stable: equal uids stay in the order of the files
     high, low = uids["f0"][order], uids["f1"][order]
     file = np.repeat(np.arange(len(tables), dtype=np.int32), [len(table.uids) for table in tables])[order]
     row = np.concatenate([table.rows for table in tables]).astype(np.int32)[order]

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rebus.selection.uids import uids_as_strings
 from rebus.selection.view import Kept, View
+from rebus.uids import uids_as_strings
 
 NUM_EXAMPLES = 12
 Example = dict[str, Any]

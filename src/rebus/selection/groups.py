@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebus.errors import ConfigError
-from rebus.selection.uids import order_of
 from rebus.selection.view import View
+from rebus.uids import order_of
 
 Rows = NDArray[np.int64]
 

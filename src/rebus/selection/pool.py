@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rebus.errors import ConfigError, DataError, nearest
-from rebus.selection.uids import UID, places_of, uids_as_numbers
 from rebus.shards.read import read_index, read_quarantine
+from rebus.uids import UID, places_of, uids_as_numbers
 
 INDEX_COLUMNS = ("width", "height", "num_images", "text_chars")
 QUARANTINE = "quarantine"

@@ -32,7 +32,7 @@ from rebus.selection.pool import Pool, find_column, load_pool
 from rebus.selection.read import SELECTION_FILE
 from rebus.selection.rules import OpenRule
 from rebus.selection.sift import Sifted, inputs_of, sift
-from rebus.selection.uids import uids_as_strings, unique
+from rebus.uids import uids_as_strings, unique
 
 NUM_AT_ONCE = 1 << 20  # rows of a row group
 SCHEMA = pa.schema(

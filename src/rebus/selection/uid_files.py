@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rebus.errors import DataError
 from rebus.fingerprint import file_fingerprint, read_manifest
-from rebus.selection.uids import UID, uids_as_numbers
+from rebus.uids import UID, uids_as_numbers
 
 MAGIC = b"\x93NUMPY"
 FORMS = ".npy of u8,u8 (with or without header), .txt of hexadecimal uids, .parquet with a column uid, or a selection"

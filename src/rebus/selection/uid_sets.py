@@ -19,7 +19,7 @@ from rebus.errors import ConfigError
 from rebus.fingerprint import write_atomically
 from rebus.log import show_table
 from rebus.selection.uid_files import read_uids
-from rebus.selection.uids import in_one, intersection, minus, union, unique
+from rebus.uids import in_one, intersection, minus, union, unique
 
 Set = NDArray[np.void]
 OPERATIONS: dict[str, Callable[[Set, Set], Set]] = {"|": union, "-": minus, "^": in_one, "&": intersection}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rebus.errors import DataError
 from rebus.selection.pool import Pool
-from rebus.selection.uids import places_of, uids_as_numbers
+from rebus.uids import places_of, uids_as_numbers
 
 
 def vector_length(pool: Pool, name: str) -> int:

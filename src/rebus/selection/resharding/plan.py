@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rebus.selection.uids import is_first, order_of, take, uids_as_numbers
 from rebus.shards.read import read_index
+from rebus.uids import is_first, order_of, take, uids_as_numbers
 
 
 @dataclass(frozen=True)

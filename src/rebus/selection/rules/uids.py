@@ -8,8 +8,8 @@ from pydantic import Field, field_validator
 from rebus.config import Config
 from rebus.selection.uid_files import uids_fingerprint
 from rebus.selection.uid_sets import evaluate, parse, paths_of
-from rebus.selection.uids import minus, places_of, unique
 from rebus.selection.view import Kept, View
+from rebus.uids import minus, places_of, unique
 
 
 class Rule(Config):

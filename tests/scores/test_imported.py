@@ -20,8 +20,9 @@ from rebus.scores.decode import Decoded
 from rebus.scores.hygiene import RULES
 from rebus.scores.scorer import open_named
 from rebus.scores.scorers import image_stats, imported, text_stats
-from rebus.scores.tables_in import Rows, _convert, uid_numbers
+from rebus.scores.tables_in import Rows, _convert
 from rebus.scores.uid_join import join_rows
+from rebus.uids import uids_as_numbers
 
 WIDTH = 6
 
@@ -197,7 +198,7 @@ def test_the_join_is_a_dictionary_of_first_rows(tables: list, asked: list[str]):
         for name, value in table:
             first.setdefault(name, value)
         values = np.array([value for _, value in table], dtype=np.float32)
-        uids = uid_numbers(pa.array([name for name, _ in table], pa.string()))
+        uids = uids_as_numbers([name for name, _ in table])
         rows.append(Rows(uids, np.arange(len(table)), {"x": values}, len(table), 0, 0))
     names = [str(number) for number in range(len(rows))]
     if not first:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny_duals
 from rebus.errors import ConfigError, DataError
+from rebus.pictures.config import FixedConfig
 from rebus.towers.dual import DualEncoder, dual_fingerprint, open_dual
-from rebus.towers.dual_pictures import rule_of_processor
+from rebus.towers.dual_pictures import PictureRule, rule_of_processor
 from rebus.towers.dual_texts import TextRule
 from tiny_pictures import photo
 
@@ -226,3 +228,16 @@ def test_the_fingerprint_is_of_what_the_model_reads(copied: Callable[[str], Path
     assert dual_fingerprint(folder) != before
     with pytest.raises(DataError, match="no model at"):
         dual_fingerprint(folder / "nowhere")
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+@pytest.mark.parametrize("resample", [2, 3])
+@pytest.mark.parametrize("size", [(512, 384), (90, 400), (40, 31), (224, 224), (2000, 9)])
+def test_torch_resizes_as_pillow_but_for_roundings(resize, resample, size):
+    rule = PictureRule(FixedConfig(size=64, resize=resize, reduced_jpeg=False), 64, resample)
+    picture = photo(*size, seed=3)
+    exact, quick = rule.square(picture), replace(rule, by_torch=True).square(picture)
+    assert quick.shape == exact.shape == (64, 64, 3)
+    apart = np.abs(exact.astype(int) - quick.astype(int))
+    assert apart.max() <= 2
+    assert (apart > 0).mean() < 0.02

@@ -51,8 +51,8 @@ class DualEncoder:
 
     def normalised(self, squares: "torch.Tensor") -> "torch.Tensor":
         """uint8 [B, S, S, 3] on any device -> pixels [B, 3, S, S] as `image` takes them."""
-        pixels = squares.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        return ((pixels - self._mean) / self._std).to(self.dtype).contiguous()
+        pixels = squares.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()  # as bytes: a fourth
+        return pixels.float().sub_(self._mean).div_(self._std).to(self.dtype)
 
     def image(self, pixels: "torch.Tensor") -> "torch.Tensor":
         """Pixels [B, 3, S, S], normalised -> unit vectors float32 [B, D]."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rebus.errors import ConfigError, DataError
 from rebus.pictures.config import CLIP_MEAN, CLIP_STD, Colour, FixedConfig
-from rebus.pictures.fixed import resize_image
+from rebus.pictures.fixed import resize_by_torch, resize_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,16 +24,19 @@ FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 @dataclass(frozen=True)
 class PictureRule:
     """fixed: the resize (`crop` by the shorter side, or `squash`), mean and std in 0..255. side: of the square, in
-    pixels, that is cut from the middle of that. resample: Pillow's number of the filter."""
+    pixels, that is cut from the middle of that. resample: Pillow's number of the filter. by_torch: torch resizes."""
 
     fixed: FixedConfig
     side: int
     resample: int
+    by_torch: bool = False
 
     def square(self, picture: "PIL.Image.Image") -> "np.ndarray":
         """RGB picture -> uint8 [side, side, 3], to the bit what transformers' Pillow processors make of it (but for
-        a shift by one pixel where fixed.size - side is odd, as no published model has it)."""
-        pixels = resize_image(picture, self.fixed, resample=self.resample)
+        a shift by one pixel where fixed.size - side is odd, as no published model has it). by_torch: what torch's
+        uint8 kernels make of it, as transformers' torchvision processors use them: within one level of 255 of that."""
+        resize = resize_by_torch if self.by_torch else resize_image
+        pixels = resize(picture, self.fixed, resample=self.resample)
         start = (self.fixed.size - self.side) // 2
         return pixels[start : start + self.side, start : start + self.side]
 

@@ -240,4 +240,4 @@ def test_torch_resizes_as_pillow_but_for_roundings(resize, resample, size):
     assert quick.shape == exact.shape == (64, 64, 3)
     apart = np.abs(exact.astype(int) - quick.astype(int))
     assert apart.max() <= 2
-    assert (apart > 0).mean() < 0.02
+    assert (apart > 0).mean() < 0.06

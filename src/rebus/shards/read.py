@@ -254,7 +254,7 @@ def _split_tar(key: str, blob: bytes) -> dict[str, bytes]:
 def _assemble(shard: Path, link: Link, row: Mapping[str, Any], blob: bytes) -> Sample:
     members = _members(shard, link, row, blob)
     try:
-        return assemble(row["key"], shard.name, members, uid=row["uid"] if link.layout == "rows" else None).sample
+        return assemble(row["key"], shard.name, members, uid=row["uid"]).sample
     except DamagedSampleError as error:
         raise _stale(shard, row, str(error)) from error
 

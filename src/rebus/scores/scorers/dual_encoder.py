@@ -41,7 +41,7 @@ class Options(Config):
     and concept balancing. heads: column -> safetensors file of a probe (see rebus.towers.probes) on the image
     embedding. text_template: what the model reads in place of the text, which stands for {}. resize: `pillow`, to the
     bit what published scores were made with; `torch` takes a third to a quarter of its time, and its pixels differ by
-    one level of 255 in some 0.3% of the values: where pictures cannot be made ready as fast as the model looks.
+    one level of 255 in some percent of the values: where pictures cannot be made ready as fast as the model looks.
     """
 
     model: Path

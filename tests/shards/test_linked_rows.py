@@ -267,7 +267,7 @@ def test_linked_pages_carry_their_pictures_by_path(folder: Path):
         ({"source": "pairs", "input": "a.csv"}, "is converted"),
         ({"input": "a.csv"}, r"reads \.json and \.jsonl"),
         ({"source": "tars", "input": "x", "out": "x"}, "need no link"),
-        ({"input": "s3://bucket/rows.json"}, "only source `tars` reads"),
+        ({"input": "s3://bucket/rows.json"}, "which only `tars` and `urls` read"),
         ({"tokenizer": "t"}, "open_qwen2vl"),
         ({"source": "tars", "input": "s3://bucket/tars", "root": "x"}, "has none"),
     ],

@@ -6,7 +6,7 @@ WEIGHTS := .venv/.weights
 
 .PHONY: demo test lint format clean
 
-demo: $(WEIGHTS)  ## the whole way on real weights and pictures: about eleven minutes on two cores
+demo: $(WEIGHTS)  ## the whole way on real weights and pictures: about twelve minutes on two cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/demo.sh
 
 test: $(WEIGHTS) lint  ## ruff, mypy, pytest

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rebus.cluster import MAX_TRIES
+from rebus.cluster import MAX_TRIES, _Worker, cut_evenly
 from rebus.engine import Cluster, map_shards, on_ray
 from rebus.errors import ConfigError, DataError
 
@@ -57,13 +57,17 @@ def test_a_worker_that_fits_no_node_is_refused(cluster):
         map_shards(abs, [1], description="large")
 
 
-def test_a_folder_that_is_elsewhere_is_refused(cluster, tmp_path, monkeypatch):
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    with pytest.raises((ConfigError, FileNotFoundError)):
-        map_shards(abs, [1], description="nowhere")
+def test_a_worker_on_a_node_without_the_folder_says_so(tmp_path):
+    with pytest.raises(ConfigError, match="gone is not on every node"):
+        _Worker(str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize(("num_items", "num_workers"), [(3, 4), (8, 4), (10, 8), (24, 2), (1000, 2), (1, 1)])
+def test_pieces_leave_no_worker_idle(num_items, num_workers):
+    pieces = cut_evenly(range(num_items), num_workers, longest=8)
+    assert [item for piece in pieces for item in piece] == list(range(num_items))
+    assert max(map(len, pieces)) <= 8
+    assert len(pieces) >= min(num_items, num_workers)
 
 
 def test_work_of_a_file_is_known_to_the_workers(cluster):

@@ -31,15 +31,23 @@ class Cluster:
     gpus: float = 0
 
 
-def on_cluster(cluster: Cluster, work: Work, pieces: Sequence[list[Any]]) -> Iterator[Any]:
-    """The results of `work` over all pieces, in order. What it raises is raised here.
+def cut_evenly(items: Sequence[Any], num_workers: int, longest: int) -> list[list[Any]]:
+    """Pieces of at most `longest` items, and of no more than leaves each worker four to do: none waits for another."""
+    length = max(1, min(longest, len(items) // (4 * num_workers)))
+    return [list(items[start : start + length]) for start in range(0, len(items), length)]
+
+
+def on_cluster(cluster: Cluster, work: Work, items: Sequence[Any], longest: int) -> Iterator[Any]:
+    """The results of `work` over all items, in order, given out in pieces of at most `longest`. What it raises is
+    raised here.
 
     work: picklable, and restartable by itself: a piece is given out again, up to MAX_TRIES times, where the worker
     that had it was lost. Raises: ConfigError where no cluster answers or none of its nodes could hold a worker;
     DataError for a piece that no worker survives.
     """
     _connect(cluster)
-    crew = _Crew(cluster, work, list(pieces))
+    num_workers = _num_workers(cluster)
+    crew = _Crew(cluster, work, cut_evenly(items, num_workers, longest), num_workers)
     try:
         yield from crew.results()
     finally:
@@ -62,6 +70,7 @@ class _Crew:
     cluster: Cluster
     work: Work
     pieces: list[list[Any]]
+    num_workers: int
     starting: dict[Any, Any] = field(default_factory=dict)  # its first answer -> actor
     idle: list[Any] = field(default_factory=list)
     underway: dict[Any, tuple[Any, int]] = field(default_factory=dict)  # result to come -> actor, number of the piece
@@ -69,7 +78,7 @@ class _Crew:
     def __post_init__(self) -> None:
         self.left = deque(range(len(self.pieces)))
         self.tries = [0] * len(self.pieces)
-        for _ in range(_num_actors(self.cluster, len(self.pieces))):
+        for _ in range(min(self.num_workers, len(self.pieces))):
             self._hire()
 
     def results(self) -> Iterator[Any]:
@@ -157,8 +166,8 @@ def _connect(cluster: Cluster) -> None:
         ) from error
 
 
-def _num_actors(cluster: Cluster, num_pieces: int) -> int:
-    """As many as some node has room for, summed over the nodes; no more than pieces."""
+def _num_workers(cluster: Cluster) -> int:
+    """As many as some node has room for, summed over the nodes."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -169,7 +178,7 @@ def _num_actors(cluster: Cluster, num_pieces: int) -> int:
             f"no node of the Ray cluster has room for a worker of {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs "
             f"(nodes: {len(nodes)}; such as {largest}). Ask for less with --ray-cpus and --ray-gpus."
         )
-    return min(cluster.num_workers or room, num_pieces)
+    return cluster.num_workers or room
 
 
 def _room(cluster: Cluster, node: dict[str, float]) -> int:

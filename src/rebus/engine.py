@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rebus.cluster import Cluster, disconnect, on_cluster
+from rebus.cluster import Cluster, cut_evenly, disconnect, on_cluster
 from rebus.errors import DataError
 from rebus.log import progress_bar
 
@@ -83,11 +83,12 @@ def stream_shards(
 ) -> list[Result]:
     """As map_shards, for a function that takes several items and yields a result for each: it may read ahead.
 
-    stretch: items that a worker among several is given at once. note: what the progress bar says of the results so far.
+    stretch: the most items that a worker among several is given at once. note: what the progress bar says of the
+    results so far.
     """
     if isinstance(items, list | tuple):
         total = len(items)
-        num_workers = max(1, min(num_workers, -(-total // stretch)))
+        num_workers = max(1, min(num_workers, total))
     with progress_bar() as bar:
         task = bar.add_task(description, total=total, note="")
         results: list[Any] = []
@@ -103,15 +104,12 @@ def _each(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator
 
 def _results(stream: Stream, items: Iterable[Any], num_workers: int, stretch: int) -> Iterator[Any]:
     if _CLUSTERS:
-        return on_cluster(_CLUSTERS[-1], functools.partial(_work, stream), list(_stretches(iter(items), stretch)))
+        return on_cluster(_CLUSTERS[-1], functools.partial(_work, stream), list(items), stretch)
     if num_workers <= 1:
         return iter(stream(items))
-    return _spread(stream, _stretches(iter(items), stretch), num_workers)
-
-
-def _stretches(items: Iterator[Any], length: int) -> Iterator[list[Any]]:
-    while part := list(islice(items, length)):
-        yield part
+    if isinstance(items, list | tuple):
+        return _spread(stream, iter(cut_evenly(items, num_workers, stretch)), num_workers)
+    return _spread(stream, ([item] for item in items), num_workers)
 
 
 def _work(stream: Stream, items: list[Any]) -> list[Any]:

@@ -84,7 +84,7 @@ def way(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path):
     with pytest.MonkeyPatch.context() as patch, serving() as web, serving_judge(StandIn(answer=answer)) as judge:
         patch.chdir(folder)
         _lay_out(web.base, tiny_tokenizer_folder)
-        overrides = [f"scorers.mlm_filter.endpoint.url={judge.url}", "batch_size=16", "num_decoders=2"]
+        overrides = [f"scorers.mlm_filter.endpoint.url={judge.url}", "batch_size=16", "num_decoders=2", "num_threads=1"]
         overrides += ["scorers.mlm_filter.prompts.semantic_understanding=prompt.txt"]
         local = ["samples_per_shard=8", "num_workers=1", "download.allow_private=true", "download.backoff=0"]
         rebus("shards", RECIPES / "shards.yaml", *local)
